@@ -1,0 +1,5 @@
+"""`python -m gateway` is `ollama-gateway`."""
+
+from gateway.cli import main
+
+main()

@@ -1,0 +1,122 @@
+"""Read a body in any dialect once, make it a `Call`, and have it relayed. The same for every operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from urllib.parse import parse_qs
+
+from starlette.types import Receive, Scope, Send
+
+from gateway.api.presence import Crowd
+from gateway.api.relay import relay_reply, relay_stream
+from gateway.call import Call, Operation, Record, Wish
+from gateway.dispatch import Dispatch
+from gateway.engine import Engine
+from gateway.errors import BodyTooLarge, ClientLeft, InvalidCall, UnsupportedEncoding
+from gateway.routing import split_alias
+
+MAX_TASK = 64  # characters of a task's name
+
+Choose = Callable[[bytes], Operation]
+
+
+class Inference:
+    """The ASGI endpoint of one operation, or of the few that share a path and are told apart by their body."""
+
+    def __init__(self, engine: Engine, crowd: Crowd, choose: Choose) -> None:
+        self._engine = engine
+        self._crowd = crowd
+        self._choose = choose
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record: Record = scope["gateway.record"]
+        config = self._engine.config
+        headers = _headers(scope)
+        body = await read_body(headers, receive, config.server.max_body)
+        operation = self._choose(body)
+        record.operation, record.dialect = operation.name, operation.dialect
+        wish = operation.read(body)
+        record.stream, record.asked = wish.stream, wish.model
+        call = _call(scope, headers, operation, wish, body, record, self._engine.route_headers)
+        dispatch: Dispatch = self._engine.dispatch
+        if wish.stream:
+            await relay_stream(
+                dispatch, call, record, receive=receive, send=send, crowd=self._crowd, config=config.stream
+            )
+        else:
+            await relay_reply(dispatch, call, record, receive=receive, send=send, crowd=self._crowd)
+
+
+async def read_body(headers: Mapping[str, str], receive: Receive, limit: int) -> bytes:
+    """The whole body. Raises BodyTooLarge beyond `limit` bytes, UnsupportedEncoding, ClientLeft."""
+    encoding = headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise UnsupportedEncoding(f"Content-Encoding {encoding[:32]!r} is not supported: send the body as it is")
+    declared = headers.get("content-length", "")
+    too_large = f"the body is larger than {limit} bytes (server.max_body)"
+    if declared.isdigit() and int(declared[:20]) > limit:
+        raise BodyTooLarge(too_large)
+    chunks: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > limit:
+            raise BodyTooLarge(too_large)
+        more = message.get("more_body", False)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """By lower-case name; the first of several wins."""
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+    return headers
+
+
+def _call(
+    scope: Scope,
+    headers: Mapping[str, str],
+    operation: Operation,
+    wish: Wish,
+    body: bytes,
+    record: Record,
+    route_headers: frozenset[str],
+) -> Call:
+    model, alias_task = split_alias(wish.model)
+    task, source = _task(scope, headers, alias_task, wish.task)
+    return Call(
+        request_id=record.request_id,
+        operation=operation,
+        wish=wish,
+        body=body,
+        arrived=record.arrived,
+        task=task,
+        task_from=source,
+        model=model,
+        headers={name: headers[name] for name in route_headers if name in headers},
+        agent=headers.get("user-agent", ""),
+        no_store="no-store" in headers.get("cache-control", ""),
+    )
+
+
+def _task(scope: Scope, headers: Mapping[str, str], alias: str, body: str) -> tuple[str, str]:
+    """The task and where it was named: the first of header, path, alias, query and body (D2)."""
+    query = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("task", [""])[0]
+    named = (
+        (headers.get("x-task-type", ""), "header"),
+        (scope.get("gateway.task", ""), "path"),
+        (alias, "alias"),
+        (query, "query"),
+        (body, "body"),
+    )
+    for task, source in named:
+        if task:
+            if len(task) > MAX_TASK:
+                raise InvalidCall("the task's name is too long", param="task_type")
+            return task, source
+    return "", ""

@@ -1,0 +1,123 @@
+"""For operators: is it alive, is it ready, what does it measure, what does it see, why would it go there?"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from gateway import __version__
+from gateway.api.presence import Crowd
+from gateway.call import Call, Plan, Wish
+from gateway.dialects import openai
+from gateway.engine import Engine
+from gateway.metrics import CONTENT_TYPE, InstanceReading
+from gateway.routing import split_alias
+
+
+class Ops:
+    """GET /, /livez, /readyz, /metrics, /gateway/status and /gateway/explain."""
+
+    def __init__(self, engine: Engine, crowd: Crowd) -> None:
+        self._engine = engine
+        self._crowd = crowd
+        self._started = time.time()
+
+    async def hello(self, request: Request) -> Response:
+        """What Ollama says at its root; clients look for these very words."""
+        return PlainTextResponse("Ollama is running")
+
+    async def live(self, request: Request) -> Response:
+        return PlainTextResponse("alive")
+
+    async def ready(self, request: Request) -> Response:
+        """200 while some instance may be given calls and the gateway is not shutting down."""
+        if self._engine.draining:
+            return PlainTextResponse("shutting down", 503)
+        if not any(one.up for one in self._engine.reading().instances):
+            return PlainTextResponse("no instance takes calls", 503)
+        return PlainTextResponse("ready")
+
+    async def metrics(self, request: Request) -> Response:
+        text = await self._engine.metrics.exposition(asyncio.get_running_loop().time())
+        return Response(text, headers={"content-type": CONTENT_TYPE})
+
+    async def status(self, request: Request) -> Response:
+        """The gateway now, as JSON."""
+        return Response(msgspec.json.encode(self.state()), media_type="application/json")
+
+    def state(self) -> dict[str, Any]:
+        engine = self._engine
+        reading = engine.reading()
+        return {
+            "version": __version__,
+            "uptime_seconds": round(time.time() - self._started, 1),
+            "draining": engine.draining,
+            "config": {"source": engine.loaded.source, "digest": reading.config, "reload_ok": reading.reload_ok},
+            "calls": len(self._crowd),
+            "line": {"depth": reading.line_depth, "bytes": reading.line_bytes, "oldest": round(reading.line_oldest, 3)},
+            "cache": {"entries": reading.cache_entries, "bytes": reading.cache_bytes},
+            "instances": [self._instance(one) for one in reading.instances],
+        }
+
+    def _instance(self, reading: InstanceReading) -> dict[str, Any]:
+        known = self._engine.catalog.known(reading.name)
+        health = self._engine.health(reading.name)
+        return {
+            "name": reading.name,
+            "state": reading.state,
+            "version": known.version or None,
+            "models": [model.name for model in known.installed.values()],
+            "loaded": [name for name, _ in reading.loaded],
+            "in_flight": reading.in_flight,
+            "draining": reading.draining,
+            "limit": reading.limit,
+            "round_trip_ms": round(known.seconds * 1000, 2) if known.version or known.listed else None,
+            "problem": health.problem if health and not health.ok else None,
+        }
+
+    async def explain(self, request: Request) -> Response:
+        """Where a call with this `model`, `task` and `needs` would go, and why. Raises what routing raises."""
+        query = request.query_params
+        call = hypothetical(query.get("model", ""), query.get("task", ""), query.get("needs", ""))
+        return Response(msgspec.json.encode(explained(self._engine.dispatch.plan(call))), media_type="application/json")
+
+
+def hypothetical(model: str, task: str, needs: str) -> Call:
+    """A chat call that asks for `model` and `task`; `needs` is a comma-separated list of capabilities."""
+    name, alias_task = split_alias(model)
+    wish = Wish(model=model, needs=frozenset(word for word in needs.split(",") if word))
+    source = "header" if task else "alias" if alias_task else ""
+    return Call(
+        request_id="explain",
+        operation=openai.CHAT,
+        wish=wish,
+        body=b"",
+        task=task or alias_task,
+        task_from=source,
+        model=name,
+    )
+
+
+def explained(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON: the route, the reasons, and each candidate with its own."""
+    return {
+        "route": plan.route,
+        "task": plan.task or None,
+        "reasons": plan.reasons,
+        "candidates": [
+            {
+                "instance": one.instance,
+                "model": one.model,
+                "tier": one.tier,
+                "reason": one.reason,
+                **({"substitution": one.substitution} if one.substitution else {}),
+            }
+            for one in sorted(plan.candidates, key=lambda one: (one.tier, one.rank))
+        ],
+        "left_out": [{"instance": name, "reason": why} for name, why in plan.left_out],
+    }

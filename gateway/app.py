@@ -1,0 +1,56 @@
+"""The ASGI application over one engine: the table of routes, and the guard around it."""
+
+from __future__ import annotations
+
+from starlette.types import Message, Receive, Scope, Send
+
+from gateway.api.guard import Guard
+from gateway.api.inference import Choose, Inference
+from gateway.api.models import Models
+from gateway.api.ops import Ops
+from gateway.api.presence import Crowd
+from gateway.api.routes import GET, Entry, Surface, answer, inference
+from gateway.engine import Engine
+
+
+class App(Guard):
+    """The application. The engine is started and stopped by whoever built it, the ASGI lifespan does nothing."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.crowd = Crowd()
+        super().__init__(Surface(_entries(engine, self.crowd)), engine.metrics, _no_lifespan)
+
+
+def _entries(engine: Engine, crowd: Crowd) -> list[Entry]:
+    def make(choose: Choose) -> Inference:
+        return Inference(engine, crowd, choose)
+
+    models, ops = Models(engine), Ops(engine, crowd)
+    pages = {
+        "/": ops.hello,
+        "/livez": ops.live,
+        "/readyz": ops.ready,
+        "/metrics": ops.metrics,
+        "/gateway/status": ops.status,
+        "/gateway/explain": ops.explain,
+    }
+    lists = {"/v1/models": models.listed, "/api/chat/models": models.instances}
+    return [
+        *inference(make),
+        *(Entry(path=path, methods=GET, operation="ops", endpoint=answer(page)) for path, page in pages.items()),
+        *(Entry(path=path, methods=GET, operation="models", endpoint=answer(page)) for path, page in lists.items()),
+        Entry(path="/v1/models", methods=GET, operation="models", endpoint=answer(models.one), below=True),
+    ]
+
+
+async def _no_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+    """Agree to start and to stop; refuse anything else that is not HTTP."""
+    if scope["type"] != "lifespan":
+        await send({"type": "websocket.close", "code": 1003})
+        return
+    while True:
+        message: Message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

@@ -1,0 +1,205 @@
+"""The words all rooms share: a call, the operation it asks for, where it may go, what came back.
+
+Nothing here does I/O or knows a wire format; `gateway.dialects` implements `Operation` and `Reader`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+AUTO = "auto"  # the virtual model: choose by task
+
+_REGISTRY = "registry.ollama.ai"
+_SOURCES = ("cloud", "local")
+
+
+def model_key(name: str) -> str:
+    """The one spelling under which a model name is compared: `x`, `X:latest` and `library/x` are the same.
+
+    Follows Ollama's `types/model/name.go` (ollama.md §5): host, namespace and tag have defaults, case is folded,
+    and a `cloud`/`local` source suffix is kept apart. The client's own spelling still goes upstream.
+    """
+    rest, source = _split_source(name.strip())
+    slash = rest.rfind("/")
+    colon = rest.rfind(":")
+    path, tag = (rest[:colon], rest[colon + 1 :]) if colon > slash else (rest, "latest")
+    parts = [part for part in path.split("/") if part]
+    if len(parts) == 3 and parts[0].casefold() == _REGISTRY:
+        parts = parts[1:]
+    if len(parts) == 2 and parts[0].casefold() == "library":
+        parts = parts[1:]
+    return ("/".join(parts) + f":{tag or 'latest'}" + (f"@{source}" if source else "")).casefold()
+
+
+def _split_source(name: str) -> tuple[str, str]:
+    head, colon, last = name.rpartition(":")
+    if not colon or "/" in last:
+        return name, ""
+    if last.casefold() in _SOURCES:
+        return head, last.casefold()
+    if last.casefold().endswith("-cloud"):
+        return name[: -len("-cloud")], "cloud"
+    return name, ""
+
+
+class Usage(NamedTuple):
+    """Tokens as the instance counted them."""
+
+    input: int
+    output: int
+
+
+class Frame(NamedTuple):
+    """One SSE event or one NDJSON line. `raw` is what the client gets: the bytes that came, or b"" to hide it."""
+
+    raw: bytes
+    content: bool = False  # the model has spoken: text, reasoning, a tool call, a vector
+    last: bool = False  # the stream's own end marker
+    error: str = ""  # an in-band failure, in words
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A finished answer: the JSON body as the client gets it."""
+
+    body: bytes
+    usage: Usage | None = None
+
+
+class Reader(Protocol):
+    """Cuts one upstream stream into frames; the same frames however the bytes were cut."""
+
+    @property
+    def complete(self) -> bool:
+        """True once the stream's own end marker was seen. Only then is an end of file an end."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the instance reported, once it has."""
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Whole frames made complete by `data`, in order. Raises ValueError for a frame beyond the size limit."""
+
+
+class Operation(Protocol):
+    """One thing a client can ask for, in one dialect: how it is read, sent on, and answered. Stateless."""
+
+    @property
+    def name(self) -> str:
+        """`chat`, `completions`, `embeddings`, `generate`: a closed set, used as metric label."""
+
+    @property
+    def dialect(self) -> str:
+        """`openai`, `ollama`, `facade`: the family whose shape errors take."""
+
+    @property
+    def path(self) -> str:
+        """The constant path asked of the instance. Never the client's."""
+
+    @property
+    def native(self) -> bool:
+        """True where only an instance with Ollama's own API can answer."""
+
+    @property
+    def stream_type(self) -> bytes:
+        """Content-Type of a streamed answer."""
+
+    @property
+    def keep_alive(self) -> bytes:
+        """Bytes that may be sent between two frames without meaning anything; b"" where there are none."""
+
+    def read(self, body: bytes) -> Wish:
+        """Understand a body. Raises InvalidCall."""
+
+    def write(self, call: Call, model: str) -> bytes:
+        """The body to send upstream so that `model` answers `call`."""
+
+    def reader(self, call: Call) -> Reader:
+        """A fresh reader for one streamed answer."""
+
+    def reply(self, call: Call, model: str, body: bytes, seconds: float) -> Reply:
+        """A finished upstream body as the client gets it. Raises ValueError where it is not a whole answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a body asks for: all that routing needs, and nothing that is only the model's business."""
+
+    model: str = ""  # as the client spelt it; "" when none was named
+    task: str = ""  # the body's own word for it, where the dialect has one
+    stream: bool = False
+    needs: frozenset[str] = frozenset()  # capabilities a model must have: tools, vision, embedding
+    deterministic: bool = False  # temperature 0 or a seed, and embeddings: may be answered from the cache
+    wants_usage: bool = False  # the client asked for token counts in the stream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One inference in neutral form, fixed once it was read."""
+
+    request_id: str
+    operation: Operation
+    wish: Wish
+    body: bytes = field(repr=False)  # as the client sent it; never logged
+    arrived: float = 0.0  # loop time, seconds
+    task: str = ""  # as named by the first of these that names one; "" when none does
+    task_from: str = ""  # header, path, alias, query or body
+    model: str = ""  # without the alias; "" means choose by task
+    headers: Mapping[str, str] = field(default_factory=dict)  # only those a route matches on
+    agent: str = ""  # the client's User-Agent: Ollama answers some clients differently (ollama.md §2.6)
+    no_store: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A concrete instance and model for this call, now. Lower tiers are asked first; `rank` breaks ties within one."""
+
+    instance: str
+    model: str
+    tier: int = 0
+    rank: int = 0
+    reason: str = ""
+    substitution: str = ""  # what the client did not ask for, in words; "" when it gets just that
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Candidates in order, each with its reason, and why the others are not among them."""
+
+    route: str
+    task: str
+    candidates: tuple[Candidate, ...]
+    reasons: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()  # (instance, why)
+
+
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """What happened to one HTTP request, written by whoever knows and read once at its end, for log and metrics."""
+
+    request_id: str
+    arrived: float
+    method: str = ""
+    path: str = ""  # the route table's own path, never the client's
+    dialect: str = "openai"
+    operation: str = ""
+    stream: bool = False
+    asked: str = ""  # the model as the client spelt it
+    task: str = ""
+    route: str = ""
+    model: str = ""  # the model that answered
+    instance: str = ""
+    substitution: str = ""
+    attempts: int = 0
+    waited: float = 0.0  # seconds in line, all attempts together
+    upstream: float = 0.0  # seconds from sending to the end, the attempt that answered
+    first_token: float | None = None  # seconds from arrival
+    tokens_span: float = 0.0  # seconds from the first to the last content frame
+    frames: int = 0
+    usage: Usage | None = None
+    cache: str = ""  # hit, miss, bypass, collapsed
+    status: int = 0
+    reason: str = ""  # why it failed: the error's closed-set word
+    interrupted: bool = False  # broken after the first byte

@@ -1,0 +1,173 @@
+"""Which instance has which model, installed and loaded: learned by probing, corrected by traffic.
+
+It holds the last that each instance told, also while the instance is away, and builds from it the frozen view that
+routing reads. One asyncio task per instance asks (`Catalog.watch`); nothing here decides who is healthy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gateway.call import model_key
+from gateway.config import Config, InstanceConfig
+from gateway.errors import UpstreamError
+from gateway.instances import Instance
+from gateway.routing import InstanceView, ModelView, PoolView
+from gateway.upstream import Health, InstalledModel, Listing, LoadedModel, Prober
+
+
+@dataclass(slots=True)
+class Known:
+    """The last that one instance told."""
+
+    version: str = ""
+    native: bool = True
+    seconds: float = 0.0  # round trip of its last probe
+    listed: bool = False  # its models were read at least once
+    installed: dict[str, InstalledModel] = field(default_factory=dict)  # by model_key
+    loaded: dict[str, LoadedModel] = field(default_factory=dict)
+    refresh: asyncio.Event = field(default_factory=asyncio.Event)
+    offered: dict[str, ModelView] | None = None  # as routing sees them; None until asked for after a change
+
+
+class Catalog:
+    """What is known of every instance's models, by instance name."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._known: dict[str, Known] = {}
+        self.apply(config)
+
+    def apply(self, config: Config) -> None:
+        """Forget instances that left or moved to another address; keep what the others told."""
+        before = {instance.name: instance.url for instance in self._config.instances}
+        self._config = config
+        self._known = {
+            one.name: self._known[one.name] if one.name in self._known and before.get(one.name) == one.url else Known()
+            for one in config.instances
+        }
+        for known in self._known.values():
+            known.offered = None
+
+    def known(self, instance: str) -> Known:
+        """What `instance` told last; empty for one that has not, or is not there."""
+        return self._known.get(instance) or Known()
+
+    def saw(self, instance: str, health: Health) -> None:
+        """Note a probe's answer. An instance that came back with another version is asked for its models at once."""
+        known = self._known.get(instance)
+        if known is None or not health.ok:
+            return
+        if known.version != health.version or known.native != health.native:
+            known.refresh.set()
+        known.version, known.native, known.seconds = health.version, health.native, health.seconds
+
+    def learned(self, instance: str, listing: Listing) -> None:
+        """Note the models it has. A listing that does not tell what is loaded leaves that as it was."""
+        known = self._known.get(instance)
+        if known is None:
+            return
+        known.listed, known.offered = True, None
+        known.installed = {model_key(model.name): model for model in listing.installed}
+        if listing.loaded is not None:
+            known.loaded = {model_key(model.name): model for model in listing.loaded}
+
+    def missing(self, instance: str, model: str) -> None:
+        """A call was told that `instance` does not have `model`: believe it, and ask for the list anew."""
+        known = self._known.get(instance)
+        if known is not None:
+            known.installed.pop(model_key(model), None)
+            known.loaded.pop(model_key(model), None)
+            known.offered = None
+            known.refresh.set()
+
+    def answered(self, instance: str, model: str) -> None:
+        """A model that has just answered is loaded, whatever the last listing said."""
+        known = self._known.get(instance)
+        if known is not None and model_key(model) not in known.loaded:
+            known.loaded[model_key(model)] = LoadedModel(name=model, size_vram=0, context_length=None, expires_at="")
+            known.offered = None
+
+    def has(self, instance: str, model: str) -> bool:
+        return model_key(model) in self.known(instance).installed
+
+    def is_loaded(self, instance: str, model: str) -> bool:
+        return model_key(model) in self.known(instance).loaded
+
+    def view(self, instances: Mapping[str, Instance], now: float) -> PoolView:
+        """The pool as routing reads it, at loop time `now`."""
+        return PoolView(
+            tuple(
+                self._view(config, instances[config.name], now)
+                for config in self._config.instances
+                if config.name in instances
+            )
+        )
+
+    def _view(self, config: InstanceConfig, instance: Instance, now: float) -> InstanceView:
+        known = self.known(config.name)
+        fit = instance.fit(now)
+        return InstanceView(
+            name=config.name,
+            capabilities=config.capabilities,
+            default_model=config.model,
+            models=self._offered(config, known),
+            known=known.listed,
+            healthy=fit,
+            native=known.native,
+            why_not="" if fit else f"{config.name} is {instance.state(now)}",
+        )
+
+    def _offered(self, config: InstanceConfig, known: Known) -> dict[str, ModelView]:
+        """What it has, or of that what the configuration names; where it never told, the configuration is believed."""
+        if known.offered is not None:
+            return known.offered
+        offered = None if config.models is None else {model_key(name): name for name in config.models}
+        models = {
+            key: ModelView(name=model.name, loaded=key in known.loaded, capabilities=model.capabilities)
+            for key, model in known.installed.items()
+            if offered is None or key in offered
+        }
+        if not known.listed:
+            declared = [*(config.models or ()), *([config.model] if config.model else ())]
+            models |= {model_key(name): ModelView(name=name) for name in declared}
+        known.offered = models
+        return models
+
+    def weights(self, model: str) -> list[str]:
+        """The digests that could answer for `model`, or for any where it is "": part of a cache key."""
+        key = model_key(model) if model else ""
+        found = {
+            f"{name} {one.digest}"
+            for known in self._known.values()
+            for name, one in known.installed.items()
+            if not key or name == key
+        }
+        return [hashlib.sha256(" ".join(sorted(found)).encode()).hexdigest()] if found else []
+
+    async def watch(self, instance: str, prober: Prober, timeout: float, interval: float) -> None:
+        """Keep asking `instance` for its models, every `interval` seconds or when told to, until cancelled."""
+        while True:
+            await self.ask(instance, prober, timeout)
+            known = self._known.get(instance)
+            if known is None:
+                return
+            try:
+                async with asyncio.timeout(interval):
+                    await known.refresh.wait()
+            except TimeoutError:
+                continue
+
+    async def ask(self, instance: str, prober: Prober, timeout: float) -> None:
+        """Ask once. An instance that does not answer keeps what it told before: that is health's business."""
+        known = self._known.get(instance)
+        if known is None:
+            return
+        known.refresh.clear()
+        try:
+            self.learned(instance, await prober.listing(timeout, known.native))
+        except UpstreamError:
+            return

@@ -1,0 +1,267 @@
+"""The configuration as frozen models: every key, its default, and what it means. Reading files is `config_file`.
+
+The models are the reference: the JSON Schema is generated from them, and the shipped routes.yaml holds every key.
+Times are seconds, written as a number or "30s", "5m", "1h", "250ms"; sizes are bytes, written as a number or "64MiB".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|KB|MB|GB)")
+_BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def _duration(value: Any) -> Any:
+    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    if isinstance(value, str) and match is None:
+        raise ValueError('must be a time: seconds as a number, or "250ms", "30s", "5m", "1h"')
+    return float(match[1]) * _SECONDS[match[2]] if match else value
+
+
+def _size(value: Any) -> Any:
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if isinstance(value, str) and match is None:
+        raise ValueError('must be a size: bytes as a number, or "512KiB", "64MiB", "1GiB"')
+    return int(float(match[1]) * _BYTES[match[2]]) if match else value
+
+
+def _instance_url(value: str) -> str:
+    """Scheme and authority only, without a trailing slash or `/v1`: both spellings mean the same Ollama."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must look like http://host:11434")
+    if parts.username or parts.password:
+        raise ValueError("must not carry a user name or password")
+    if parts.query or parts.fragment or parts.path.rstrip("/") not in ("", "/v1"):
+        raise ValueError("must be the address alone: no path but /v1, no query")
+    _ = parts.port  # raises ValueError where it is no port
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+_TIME_SCHEMA = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": rf"^{_DURATION.pattern}$"}]}
+_SIZE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": rf"^{_SIZE.pattern}$"}]}
+
+Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, allow_inf_nan=False), WithJsonSchema(_TIME_SCHEMA)]
+Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0), WithJsonSchema(_SIZE_SCHEMA)]
+InstanceUrl = Annotated[str, AfterValidator(_instance_url)]
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=64)]
+ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+
+BUILT_IN_TASKS: dict[str, tuple[str, ...]] = {
+    "code_generation": ("code_generation", "coding"),
+    "code_analysis": ("code_analysis", "coding"),
+    "reasoning": ("reasoning",),
+    "planning": ("planning", "reasoning"),
+    "general_chat": ("general", "conversation"),
+    "text_generation": ("text_generation", "general"),
+}
+DEFAULT_TASK = "general_chat"
+GENERAL = ("general", "conversation")  # the capabilities of an instance that may stand in for any other
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class InstanceConfig(Frozen):
+    """One Ollama process at one URL."""
+
+    name: Word
+    """What logs, metrics and headers call it."""
+    url: InstanceUrl
+    """Its address, with or without /v1."""
+    model: ModelName | None = None
+    """The model it uses when a task was asked for. Without it: one that is loaded, else one that is installed."""
+    models: tuple[ModelName, ...] | None = None
+    """Offer only these of its models. Without it: all it has."""
+    capabilities: tuple[Word, ...] = ("general",)
+    """What it is good at: the words tasks are matched with."""
+    max_concurrent: int = Field(1, ge=1, le=4096)
+    """Calls at once; match the instance's OLLAMA_NUM_PARALLEL."""
+    drain: bool = False
+    """Finish what runs, take nothing new."""
+
+
+class Match(Frozen):
+    """Which calls a route is for. All that is given must match; a list matches if any of it does."""
+
+    task: tuple[Word, ...] | Word | None = None
+    """A task, by name."""
+    model: tuple[ModelName, ...] | ModelName | None = None
+    """A model, exactly or with * and ?."""
+    header: dict[Word, str] | None = None
+    """Request headers and the value each must have; * and ? allowed."""
+
+
+class Target(Frozen):
+    """Where a call may go: any mix; all that is given must hold."""
+
+    model: ModelName | None = None
+    instance: Word | None = None
+    capability: Word | None = None
+
+
+class RouteTimeouts(Frozen):
+    """Limits that replace those of `timeouts` for one route."""
+
+    connect: Seconds | None = None
+    line: Seconds | None = None
+    first_token: Seconds | None = None
+    loading: Seconds | None = None
+    idle: Seconds | None = None
+    total: Seconds | None = None
+
+
+class RouteConfig(Frozen):
+    """A named entry of the routing table: the first whose `match` fits decides."""
+
+    name: Word
+    match: Match
+    to: tuple[Target, ...] = Field(min_length=1)
+    """A fallback chain: a later target is asked when no instance of the earlier is healthy, or all of them failed."""
+    timeouts: RouteTimeouts = RouteTimeouts()
+    cache: Literal["auto", "always", "never"] = "auto"
+    """auto: deterministic calls only. always: every finished answer. never: none."""
+
+
+class Timeouts(Frozen):
+    """How long each phase of a call may take."""
+
+    connect: Seconds = 2.0
+    """To open a connection to an instance."""
+    line: Seconds = 120.0
+    """In line, all attempts together."""
+    first_token: Seconds = 300.0
+    """From sending the request to the first token, where the model is loaded."""
+    loading: Seconds = 600.0
+    """The same where it still has to be loaded."""
+    idle: Seconds = 60.0
+    """Between two frames."""
+    total: Seconds = 3600.0
+    """The whole call."""
+
+    def under(self, route: RouteTimeouts) -> Timeouts:
+        """These limits with those of `route` in their place where it gives any."""
+        return self.model_copy(update=route.model_dump(exclude_none=True))
+
+
+class StreamConfig(Frozen):
+    """What a waiting client of a stream is sent."""
+
+    hold: Seconds = 10.0
+    """Keep the HTTP status back this long for the first token; then commit to 200 and keep the connection alive."""
+    keep_alive: Seconds = 15.0
+    """Between two keep-alives."""
+
+
+class LineConfig(Frozen):
+    """Bounds of the line where calls wait for an instance."""
+
+    max_calls: int | None = Field(None, ge=0, le=1_000_000)
+    """Calls that may wait. Without it: 8 for every call the instances can take at once, at least 32."""
+    max_bytes: Bytes = 256 * 2**20
+    """Bodies held by waiting calls, together."""
+    drain_grace: Seconds = 30.0
+    """At most this long an instance counts as busy with a call whose client left before the first token."""
+
+
+class RetryConfig(Frozen):
+    """What happens when an instance fails before the client has heard anything."""
+
+    attempts: int = Field(3, ge=1, le=10)
+    """In all, the first included."""
+    budget: float = Field(0.2, ge=0, le=10)
+    """Retries earned by each call. Keeps a failing pool from being hit by more retries than calls."""
+    reserve: int = Field(10, ge=0, le=10_000)
+    """Retries allowed before any were earned. Connections that were refused cost nothing."""
+    backoff: Seconds = 0.05
+    """Before going back to an instance that was tried: a random time up to this, doubled each time, at most 1 s."""
+
+
+class HealthConfig(Frozen):
+    """How instances are probed."""
+
+    interval: Seconds = Field(5.0, gt=0)
+    """Between two probes of one instance, 20 % more or less at random."""
+    timeout: Seconds = Field(2.0, gt=0)
+    """For one probe."""
+    fall: int = Field(3, ge=1)
+    """Failures in a row until an instance is taken out."""
+    rise: int = Field(2, ge=1)
+    """Successes in a row until it is back."""
+    catalog: Seconds = Field(15.0, gt=0)
+    """Between two looks at the models it has installed and loaded."""
+
+
+class BreakerConfig(Frozen):
+    """When calls that fail take an instance out, whatever its probes say."""
+
+    failures: int = Field(5, ge=1)
+    """Failed calls in a row."""
+    connects: int = Field(3, ge=1)
+    """Failed connections in a row."""
+    cooldown: Seconds = 10.0
+    """Until one call may try it again; longer each time it fails, 20 % more or less at random."""
+    max_cooldown: Seconds = 300.0
+
+
+class CacheConfig(Frozen):
+    """Answers kept for calls that must give the same answer again."""
+
+    enabled: bool = True
+    ttl: Seconds = 24 * 3600.0
+    max_bytes: Bytes = 64 * 2**20
+    """All answers together; the least recently used go first."""
+    max_entry: Bytes = 2**20
+    """One answer; larger ones are not kept."""
+
+
+class ServerConfig(Frozen):
+    """The address the gateway serves, and what it takes from a client."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    max_body: Bytes = 64 * 2**20
+    """A request body."""
+    keep_alive: Seconds = 75.0
+    """A client's idle connection."""
+    drain_delay: Seconds = 5.0
+    """After SIGTERM: not ready, still serving, so that balancers can look away."""
+    drain_timeout: Seconds = 300.0
+    """After that: for streams in progress to finish."""
+
+
+class LogConfig(Frozen):
+    format: Literal["auto", "text", "json"] = "auto"
+    """auto: text on a terminal, JSON otherwise."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(Frozen):
+    """A whole routes.yaml."""
+
+    instances: tuple[InstanceConfig, ...] = Field(min_length=1, max_length=1024)
+    tasks: dict[Word, tuple[Word, ...]] = Field(default_factory=dict, max_length=256)
+    """Tasks of your own, or other capabilities for the built-in ones, in order of preference."""
+    routes: tuple[RouteConfig, ...] = Field((), max_length=256)
+    timeouts: Timeouts = Timeouts()
+    stream: StreamConfig = StreamConfig()
+    line: LineConfig = LineConfig()
+    retry: RetryConfig = RetryConfig()
+    health: HealthConfig = HealthConfig()
+    breaker: BreakerConfig = BreakerConfig()
+    cache: CacheConfig = CacheConfig()
+    server: ServerConfig = ServerConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def all_tasks(self) -> dict[str, tuple[str, ...]]:
+        """The built-in tasks and those of the file, each with the capabilities that serve it."""
+        return {**BUILT_IN_TASKS, **self.tasks}

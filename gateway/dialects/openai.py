@@ -1,0 +1,279 @@
+"""The OpenAI dialect: chat completions, text completions and embeddings, relayed to the instance's own `/v1` (D6).
+
+The fields that decide where a call may go, or that Ollama would get wrong in silence, are read and checked; all others
+pass. A body goes upstream as the bytes that came unless a rule of `gateway.dialects.repairs` changes it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from gateway.call import Call, Reply, Usage, Wish
+from gateway.dialects import repairs
+from gateway.dialects.chunks import ChunkReader, counted
+from gateway.dialects.failures import heard
+from gateway.dialects.reading import NULL, Form, Positive, TaskName, Thing, complaint, first_byte, required_model, texts
+from gateway.errors import InvalidCall
+from gateway.wire import json
+
+MAX_INPUTS = 2048
+UNFINISHED = "the instance ended the answer without finishing it"
+
+
+class StreamOptions(Struct, gc=False):
+    include_usage: bool | None = None
+
+
+class Common(Struct, kw_only=True, gc=False):
+    """What all three operations look at."""
+
+    model: str | None = None
+    task_type: TaskName | None = None
+
+
+class Generation(Common, kw_only=True, gc=False):
+    """What both kinds of completion look at. Limits: faults.md §8.2."""
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    n: int | None = None
+    stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
+    max_tokens: Positive | None = None
+
+
+class Message(Struct, gc=False):
+    role: str
+    content: Raw = NULL
+
+
+class Part(Struct, gc=False):
+    type: str
+    image_url: Raw = NULL
+
+
+class ImageUrl(Struct, gc=False):
+    url: Raw = NULL
+
+
+class ChatBody(Generation, kw_only=True, gc=False):
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=2048)]
+    tools: Annotated[list[Thing], Meta(max_length=256)] | None = None
+    max_completion_tokens: Positive | None = None
+
+
+class CompletionsBody(Generation, kw_only=True, gc=False):
+    prompt: Raw
+    suffix: str | None = None
+
+
+class EmbeddingsBody(Common, kw_only=True, gc=False):
+    input: Raw
+
+
+class _Message(Struct, gc=False):
+    content: Any = None
+
+
+class _Choice(Struct, gc=False):
+    message: _Message | None = None
+    finish_reason: Any = None
+
+
+class Finished(Struct, gc=False):
+    """A finished reply of any of the three, as far as we look at it."""
+
+    choices: list[_Choice] | None = None
+    data: list[Raw] | None = None
+    usage: Any = None
+    error: Any = None
+
+
+_FINISHED = msgspec.json.Decoder(Finished)
+_PARTS = msgspec.json.Decoder(list[Part])
+_IMAGE_URL = msgspec.json.Decoder(ImageUrl)
+_FIELDS = msgspec.json.Decoder(dict[str, Raw])
+_TEXT = msgspec.json.Decoder(str)
+
+
+class _Operation:
+    """What the three have in common. `repairs` are the rules that may change a body, in order."""
+
+    name = ""
+    path = ""
+    dialect = "openai"
+    native = False
+    stream_type = b"text/event-stream"
+    keep_alive = b": keep-alive\n"  # the one form all clients bear (clients.md §4)
+    repairs: tuple[repairs.Repair, ...] = (repairs.without_task_type,)
+    id_prefix = ""
+
+    def write(self, call: Call, model: str) -> bytes:
+        given = fields = _FIELDS.decode(call.body)
+        for repair in self.repairs:
+            fields = repair(fields)
+        if call.wish.stream:
+            fields = repairs.usage_asked_for(fields)
+        if call.wish.model != model:
+            fields = {**fields, "model": Raw(msgspec.json.encode(model))}
+        return call.body if fields is given else msgspec.json.encode(fields)
+
+    def reader(self, call: Call) -> ChunkReader:
+        return ChunkReader(self.id_prefix + call.request_id, show_usage=call.wish.wants_usage)
+
+    def reply(self, call: Call, model: str, body: bytes, seconds: float) -> Reply:
+        finished = whole_answer(body)
+        return Reply(repairs.identified(body, self.id_prefix + call.request_id), counted(finished.usage))
+
+
+class Chat(_Operation):
+    """POST /v1/chat/completions"""
+
+    name = "chat"
+    path = "/v1/chat/completions"
+    id_prefix = "chatcmpl-"
+    repairs = (
+        repairs.without_task_type,
+        repairs.max_tokens_by_its_old_name,
+        repairs.messages_mended,
+    )
+    _form = Form(ChatBody)
+
+    def read(self, body: bytes) -> Wish:
+        asked = self._form.read(body)
+        needs = set()
+        if asked.tools:
+            needs.add("tools")
+        if sum(_shows_images(message, place) for place, message in enumerate(asked.messages)):
+            needs.add("vision")
+        return _wish(asked, frozenset(needs))
+
+
+class Completions(_Operation):
+    """POST /v1/completions"""
+
+    name = "completions"
+    path = "/v1/completions"
+    id_prefix = "cmpl-"
+    _form = Form(CompletionsBody)
+
+    def read(self, body: bytes) -> Wish:
+        asked = self._form.read(body)
+        if first_byte(asked.prompt) != b'"':
+            raise InvalidCall("prompt must be one string: Ollama takes no lists", param="prompt")
+        return _wish(asked, frozenset())
+
+
+class Embeddings(_Operation):
+    """POST /v1/embeddings"""
+
+    name = "embeddings"
+    path = "/v1/embeddings"
+    _form = Form(EmbeddingsBody)
+
+    def read(self, body: bytes) -> Wish:
+        asked = self._form.read(body)
+        count = texts(asked.input)
+        if not 1 <= count <= MAX_INPUTS:
+            raise InvalidCall(f"input must be a string or a list of 1 to {MAX_INPUTS} strings", param="input")
+        return Wish(
+            model=required_model(asked.model),
+            task=asked.task_type or "",
+            needs=frozenset({"embedding"}),
+            deterministic=True,
+        )
+
+    def reader(self, call: Call) -> ChunkReader:
+        raise NotImplementedError("embeddings are never streamed")
+
+    def reply(self, call: Call, model: str, body: bytes, seconds: float) -> Reply:
+        finished = decoded(body)
+        if not finished.data:
+            raise ValueError("the instance answered without embeddings")
+        return Reply(body, counted(finished.usage))
+
+
+def _wish(asked: Generation, needs: frozenset[str]) -> Wish:
+    if asked.n not in (None, 1):
+        raise InvalidCall("n must be 1: Ollama gives one answer", param="n")
+    options = asked.stream_options
+    return Wish(
+        model=required_model(asked.model),
+        task=asked.task_type or "",
+        stream=bool(asked.stream),
+        needs=needs,
+        deterministic=asked.temperature == 0 or asked.seed is not None,
+        wants_usage=bool(options and options.include_usage),
+    )
+
+
+def _shows_images(message: Message, place: int) -> bool:
+    """Whether a message has images. Raises InvalidCall for content of no known kind, and for images elsewhere."""
+    path = f"messages[{place}].content"
+    kind = first_byte(message.content)
+    if kind in (b'"', b"n"):
+        return False
+    if kind != b"[":
+        raise InvalidCall(f"{path}: expected a string or a list of parts", param=path)
+    try:
+        parts = _PARTS.decode(message.content)
+    except json.UNREADABLE as problem:
+        raise complaint(str(problem), path) from None
+    images = [part for part in parts if part.type == "image_url"]
+    for image in images:
+        _check_image(image, path)
+    return bool(images)
+
+
+def _check_image(part: Part, path: str) -> None:
+    """Ollama fetches nothing (ollama.md §3.3), and neither do we: what a client names is never our destination."""
+    url = part.image_url
+    try:
+        if first_byte(url) == b"{":
+            url = _IMAGE_URL.decode(url).url
+        head = bytes(memoryview(url)[:6])
+        if head != b'"data:' and _TEXT.decode(url).strip().lower().startswith(("http:", "https:")):
+            raise InvalidCall(f"{path}: images must be data: URLs; the gateway fetches none", param=path)
+    except json.UNREADABLE:
+        raise InvalidCall(f"{path}: image_url must be a string or an object with a url", param=path) from None
+
+
+def decoded(body: bytes) -> Finished:
+    """A finished reply, looked at. Raises ValueError where it is none, or says that it failed."""
+    try:
+        finished = _FINISHED.decode(body)
+    except json.UNREADABLE:
+        raise ValueError("the instance answered with something that is not a reply") from None
+    if finished.error:
+        raise ValueError(heard(finished.error).message)
+    return finished
+
+
+def whole_answer(body: bytes) -> Finished:
+    """A reply of a model that finished: a null `finish_reason` is a quiet death (ollama.md §4.4). Raises ValueError."""
+    finished = decoded(body)
+    if not finished.choices or any(choice.finish_reason is None for choice in finished.choices):
+        raise ValueError(UNFINISHED)
+    return finished
+
+
+def text_of(finished: Finished) -> str:
+    """What the model said, without its reasoning. Raises ValueError where that is no text."""
+    message = finished.choices[0].message if finished.choices else None
+    if message is None or not isinstance(message.content, str):
+        raise ValueError("the instance answered without text")
+    return message.content
+
+
+def tokens_of(finished: Finished) -> Usage | None:
+    return counted(finished.usage)
+
+
+CHAT = Chat()
+COMPLETIONS = Completions()
+EMBEDDINGS = Embeddings()

@@ -1,0 +1,301 @@
+"""The composition root: builds every collaborator once, starts and stops them, and applies a new configuration.
+
+Nobody else constructs a collaborator. A reload is load, reconcile, swap: calls in flight keep what they began with,
+connections are not touched, and a configuration that does not load changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import structlog
+
+from gateway import __version__
+from gateway.cache import Cache
+from gateway.catalog import Catalog
+from gateway.config import Config, InstanceConfig
+from gateway.config_file import Loaded
+from gateway.dispatch import Dispatch
+from gateway.errors import ConfigError
+from gateway.instances import Instance, Pool, watch
+from gateway.journey import Means, RetryBudget, Setting
+from gateway.metrics import InstanceReading, Metrics, Reading
+from gateway.upstream import Health, Prober, Upstream
+
+FIRST_LOOK = 1.5  # seconds that start waits for the instances to answer
+LAG_INTERVAL = 0.5  # seconds between two looks at the event loop
+POLL_INTERVAL = 2.0  # seconds between two looks at the configuration file
+
+log = structlog.get_logger("gateway")
+
+
+@dataclass(slots=True)
+class Attached:
+    """What belongs to one configured instance and leaves with it."""
+
+    config: InstanceConfig
+    upstream: Upstream
+    prober: Prober
+    tasks: tuple[asyncio.Task[None], ...] = ()
+    last: Health | None = None
+
+
+class Source(Protocol):
+    """Where the configuration comes from."""
+
+    def load(self) -> Loaded:
+        """Read it. Raises ConfigError."""
+
+    def fingerprint(self) -> str:
+        """Something that changes when it does, cheap enough to ask for every few seconds."""
+
+
+class Engine:
+    """Everything behind the API. Without a `source` it keeps the configuration it was given."""
+
+    def __init__(self, loaded: Loaded, source: Source | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._source = source
+        self._loaded = loaded
+        self._attached: dict[str, Attached] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._leaving: set[asyncio.Task[None]] = set()
+        self.reload_ok, self.reloaded_at = True, time.time()
+        self.draining = False
+        config = loaded.config
+        self.metrics = Metrics(__version__)
+        self.metrics.read = self.reading
+        self.catalog = Catalog(config)
+        self.pool = Pool(config, now=self._loop.time, later=self._loop.call_later, random=random.random, observer=self)
+        self.cache = Cache(config.cache, self._loop.time, lambda reason: self.metrics.evictions(reason).inc())
+        means = Means(
+            setting=self._setting(),
+            pool=self.pool,
+            catalog=self.catalog,
+            metrics=self.metrics,
+            budget=RetryBudget(config.retry.budget, config.retry.reserve),
+            now=self._loop.time,
+            random=random.random,
+        )
+        self.dispatch = Dispatch(means, self.cache)
+
+    @property
+    def config(self) -> Config:
+        return self._loaded.config
+
+    @property
+    def loaded(self) -> Loaded:
+        return self._loaded
+
+    @property
+    def route_headers(self) -> frozenset[str]:
+        """The request headers that some route looks at, in lower case."""
+        return self._route_headers
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Begin to probe, and give the instances a moment to answer. Never fails for an instance that does not."""
+        self._attach()
+        self.dispatch.apply(self._setting())
+        self._tasks = [self._task(self._watch_lag(), "loop lag")]
+        if self._source is not None:
+            self._tasks.append(self._task(self._watch_source(self._source), "config source"))
+        looks = [self._task(self._first_look(one), f"first look {name}") for name, one in self._attached.items()]
+        await asyncio.wait(looks, timeout=FIRST_LOOK)
+        for attached in self._attached.values():
+            self._watch(attached)
+
+    async def stop(self) -> None:
+        """End every asyncio task and connection of ours. Calls must have ended before."""
+        tasks = [*self._tasks, *self._leaving]
+        for name in list(self._attached):
+            tasks += self._detach(name)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def reload(self) -> bool:
+        """Read the configuration anew and use it; False, with everything as it was, where it does not load."""
+        if self._source is None:
+            return False
+        try:
+            loaded = self._source.load()
+        except ConfigError as error:
+            self._refuse(error)
+            return False
+        self.reload_ok = True
+        if loaded.digest != self._loaded.digest:
+            self.apply(loaded)
+        return True
+
+    def _refuse(self, error: ConfigError) -> None:
+        self.reload_ok = False
+        log.error("config.refused", source=error.source, problems=len(error.problems), kept=self._loaded.digest)
+        for problem in error.problems[:20]:
+            log.error("config.problem", where=problem.where, line=problem.line, problem=problem.message)
+
+    def apply(self, loaded: Loaded) -> None:
+        """Use another configuration from now on."""
+        before, self._loaded = self.config, loaded
+        self.catalog.apply(loaded.config)
+        self._attach()
+        for attached in self._attached.values():
+            if not attached.tasks or before.health != loaded.config.health:
+                self._leaving.update(self._unwatch(attached))
+                self._watch(attached)
+        self.dispatch.apply(self._setting())
+        self.pool.reconcile(loaded.config)
+        self.reloaded_at = time.time()
+        changes = ", ".join(_changes(before, loaded.config)) or "settings only"
+        log.info("config.applied", source=loaded.source, config=loaded.digest, changes=changes)
+
+    def health(self, name: str) -> Health | None:
+        """What the last probe of an instance found."""
+        attached = self._attached.get(name)
+        return attached.last if attached else None
+
+    def health_changed(self, instance: str, healthy: bool, why: str) -> None:
+        (log.info if healthy else log.warning)(
+            "instance.up" if healthy else "instance.down", instance=instance, why=why
+        )
+
+    def breaker_changed(self, instance: str, state: str, why: str) -> None:
+        self.metrics.breaker(instance, state).inc()
+        log.warning("breaker.change", instance=instance, state=state, why=why)
+
+    def reading(self) -> Reading:
+        """The gateway now, for a scrape."""
+        return Reading(
+            instances=tuple(self._instance_reading(instance) for instance in self.pool.instances.values()),
+            line_depth=self.pool.depth,
+            line_bytes=self.pool.held_bytes,
+            line_oldest=self.pool.oldest,
+            cache_entries=self.cache.entries,
+            cache_bytes=self.cache.size,
+            draining=self.draining,
+            config=self._loaded.digest,
+            reload_ok=self.reload_ok,
+            reloaded_at=self.reloaded_at,
+        )
+
+    def _instance_reading(self, instance: Instance) -> InstanceReading:
+        now, known = self._loop.time(), self.catalog.known(instance.name)
+        attached = self._attached.get(instance.name)
+        return InstanceReading(
+            name=instance.name,
+            state=instance.state(now),
+            up=instance.fit(now),
+            in_flight=instance.held,
+            draining=instance.draining,
+            limit=instance.limit,
+            connections=attached.upstream.idle + attached.upstream.busy if attached else 0,
+            version=known.version,
+            loaded=tuple((model.name, model.size_vram) for model in known.loaded.values()),
+        )
+
+    def _setting(self) -> Setting:
+        config = self._loaded.config
+        self._route_headers = frozenset(
+            name.lower() for route in config.routes if route.match.header for name in route.match.header
+        )
+        return Setting(
+            config=config,
+            digest=self._loaded.digest,
+            routes={route.name: route for route in config.routes},
+            upstreams={name: attached.upstream for name, attached in self._attached.items()},
+        )
+
+    def _attach(self) -> None:
+        """Bring upstreams and probers in line with the configuration: same name and address stay as they are."""
+        wanted = {instance.name: instance for instance in self.config.instances}
+        for name, attached in list(self._attached.items()):
+            if name not in wanted or wanted[name].url != attached.config.url:
+                self._leaving.update(self._detach(name))
+        for name, instance in wanted.items():
+            if name in self._attached:
+                self._attached[name].config = instance
+                continue
+            upstream = Upstream(name, instance.url, max_idle=instance.max_concurrent + 4)
+            self._attached[name] = Attached(instance, upstream, Prober(upstream))
+
+    def _detach(self, name: str) -> list[asyncio.Task[None]]:
+        attached = self._attached.pop(name)
+        attached.upstream.close()
+        return self._unwatch(attached)
+
+    def _unwatch(self, attached: Attached) -> list[asyncio.Task[None]]:
+        tasks, attached.tasks = attached.tasks, ()
+        for task in tasks:
+            task.cancel()
+            task.add_done_callback(self._leaving.discard)
+        return list(tasks)
+
+    async def _first_look(self, attached: Attached) -> None:
+        ok, problem = await self._probe(attached)
+        self.pool.observe(attached.config.name, ok, problem)
+        if ok:
+            await self.catalog.ask(attached.config.name, attached.prober, self.config.health.timeout)
+
+    def _watch(self, attached: Attached) -> None:
+        name, health = attached.config.name, self.config.health
+        probing = watch(
+            lambda: self._probe(attached),
+            lambda ok, problem: self.pool.observe(name, ok, problem),
+            interval=health.interval,
+            random=random.random,
+        )
+        listing = self.catalog.watch(name, attached.prober, health.timeout, health.catalog)
+        attached.tasks = (self._task(probing, f"probe {name}"), self._task(listing, f"catalog {name}"))
+
+    async def _probe(self, attached: Attached) -> tuple[bool, str]:
+        name = attached.config.name
+        found = attached.last = await attached.prober.health(self.config.health.timeout)
+        self.catalog.saw(name, found)
+        self.metrics.probes(name, "ok" if found.ok else "failed").inc()
+        self.metrics.probe_duration(name).observe(found.seconds)
+        return found.ok, found.problem
+
+    async def _watch_lag(self) -> None:
+        """Observe how late the loop runs a timer: the one number that explains a slow gateway."""
+        while True:
+            due = self._loop.time() + LAG_INTERVAL
+            await asyncio.sleep(LAG_INTERVAL)
+            self.metrics.loop_lag.observe(max(0.0, self._loop.time() - due))
+
+    async def _watch_source(self, source: Source) -> None:
+        """Poll what the configuration is made from: a ConfigMap swaps a link, which a watch on the file misses."""
+        seen = source.fingerprint()
+        while True:
+            await asyncio.sleep(POLL_INTERVAL)
+            now = source.fingerprint()
+            if now != seen:
+                seen = now
+                self.reload()
+
+    @staticmethod
+    def _task(work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        return asyncio.create_task(work, name=name)
+
+
+def _changes(before: Config, after: Config) -> Iterator[str]:
+    """What differs, in the words of a diff: `+ instance gpu3`, `~ route chat`."""
+    for kind, old, new in (
+        ("instance", before.instances, after.instances),
+        ("route", before.routes, after.routes),
+    ):
+        was = {one.name: one for one in old}
+        now = {one.name: one for one in new}
+        yield from (f"+ {kind} {name}" for name in now.keys() - was.keys())
+        yield from (f"- {kind} {name}" for name in was.keys() - now.keys())
+        yield from (f"~ {kind} {name}" for name in was.keys() & now.keys() if was[name] != now[name])

@@ -1,0 +1,131 @@
+"""An open answer: one call whose instance has begun to speak, and all it holds until the block is left.
+
+After the first content frame there is no second attempt, and an answer is whole only if its own end marker was seen;
+everything else is raised as an error, after the frames that came before it were handed out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from gateway.call import Frame
+from gateway.errors import BadAnswer, CallTimeout, StreamBroken, UpstreamError
+from gateway.instances import Lease
+from gateway.journey import Journey
+from gateway.upstream import Response
+
+MAX_SILENT = 1000  # frames without content before the first that has some
+SETTLE = 0.1  # seconds a finished answer may take to close its HTTP message, so that its connection can be kept
+
+
+class Exchange:
+    """`async with` it, then take `frames()` until there are none."""
+
+    def __init__(self, journey: Journey) -> None:
+        self._journey = journey
+        self._now = journey.means.now
+        self._reader = journey.call.operation.reader(journey.call)
+        self._ready: list[Frame] = []
+        self._broken: UpstreamError | None = None
+        self._ended = False
+        self._held = ExitStack()
+        self._limit = asyncio.timeout(journey.limits.total)
+        self._sent_at = self._first_at = 0.0
+        self._lease: Lease
+        self._response: Response
+
+    async def __aenter__(self) -> Self:
+        """Returns with the first content frame at hand. Raises GatewayError."""
+        await self._limit.__aenter__()
+        try:
+            await self._journey.attempts(self._until_content)
+        except BaseException as error:
+            await self._lift_limit(error)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        record = self._journey.record
+        record.upstream = self._now() - self._sent_at
+        record.usage = self._reader.usage
+        if isinstance(error, UpstreamError):
+            self._journey.failed(self._lease, error)
+        elif self._ended:
+            self._journey.done(self._lease)
+        self._held.close()
+        await self._lift_limit(error)
+
+    async def frames(self) -> list[Frame]:
+        """The next frames, as many as have come; [] after the last. Raises UpstreamError."""
+        frames = self._ready or await self._read(self._lease, self._response)
+        self._ready = []
+        record = self._journey.record
+        record.frames += len(frames)
+        record.tokens_span = self._now() - self._first_at
+        return frames
+
+    async def settle(self) -> None:
+        """After the last frame was sent on: let the HTTP message end, so that the connection can serve again."""
+        try:
+            async with asyncio.timeout(SETTLE):
+                while await self._response.read():
+                    pass
+        except (UpstreamError, TimeoutError):
+            return  # its connection is closed instead; the client has its whole answer
+
+    async def _until_content(self, lease: Lease, held: ExitStack) -> None:
+        """One attempt up to its first content frame: until then it can fail without the client knowing."""
+        self._sent_at = self._now()
+        self._reader = self._journey.call.operation.reader(self._journey.call)
+        self._ready, self._broken, self._ended = [], None, False
+        self._response = await self._journey.open(lease, held)
+        self._lease = lease
+        while not any(frame.content or frame.last for frame in self._ready):
+            self._ready += await self._read(lease, self._response)
+            if len(self._ready) > MAX_SILENT:
+                raise BadAnswer(lease.candidate.instance, "sends frames without content")
+        lease.answered()
+        self._response.spoke(self._journey.limits.idle)
+        self._first_at = self._now()
+        self._journey.answered(lease, self._first_at - self._sent_at)
+        self._held = held.pop_all()
+
+    async def _read(self, lease: Lease, response: Response) -> list[Frame]:
+        """Frames that came, up to an error among them, which is raised by the next call."""
+        if self._broken is not None:
+            raise self._broken
+        frames: list[Frame] = []
+        while not frames and not self._ended:
+            data = await response.read()
+            if not data:
+                raise StreamBroken(lease.candidate.instance, "the stream ended without its end marker")
+            frames = self._sound(lease.candidate.instance, data)
+            if self._broken is not None and not frames:
+                raise self._broken
+        return frames
+
+    def _sound(self, instance: str, data: bytes) -> list[Frame]:
+        try:
+            frames = self._reader.feed(data)
+        except ValueError as error:
+            raise BadAnswer(instance, str(error)) from error
+        for index, frame in enumerate(frames):
+            if frame.error:
+                self._broken = StreamBroken(instance, frame.error)
+                return frames[:index]
+            if frame.last:
+                self._ended = True
+                return frames[: index + 1]
+        return frames
+
+    async def _lift_limit(self, error: BaseException | None) -> None:
+        """Take the total limit off; if it was what struck, say so in our words."""
+        try:
+            await self._limit.__aexit__(type(error) if error else None, error, None)
+        except TimeoutError as struck:
+            raise CallTimeout(self._journey.limits.total) from struck

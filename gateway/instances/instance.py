@@ -1,0 +1,233 @@
+"""One Ollama as we know it, and the right to one call on it.
+
+A lease moves held -> (draining) -> free. Draining: its client left before the first token, and Ollama goes on until
+it has one (ollama.md §4.6), so the instance is still busy with a call nobody holds.
+
+held + draining never grows beyond `limit`. A limit lowered below what runs takes nothing back; it is reached as calls
+end. All changes happen between two awaits, so there are no locks here. Keep it so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
+
+from gateway.call import Candidate
+from gateway.config import Config, InstanceConfig
+from gateway.errors import BadAnswer, ConnectFailed, ConnectionLost, Refused, StreamBroken, UpstreamError
+from gateway.instances.breaker import Breaker, BreakerState
+from gateway.instances.health import Health
+
+_USUAL_FIRST_TOKEN = 2.0  # seconds, until one was seen
+_WORK_IS_OVER = (ConnectFailed, ConnectionLost, BadAnswer, Refused, StreamBroken)
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Clock(NamedTuple):
+    """Time as it comes in: `now()` in seconds; `later(delay, callback)` gives something to cancel."""
+
+    now: Callable[[], float]
+    later: Callable[[float, Callable[[], None]], Timer]
+
+
+class Average:
+    """A moving average: each new value weighs a fifth. None until the first."""
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+
+    def see(self, value: float) -> None:
+        self.value = value if self.value is None else self.value + 0.2 * (value - self.value)
+
+
+class Instance:
+    """What is known of one instance. `service` and `first_token` are moving averages in seconds: from the grant to the
+    release of answered calls, and from sending to the first token. `drains` are the leases that are draining.
+    """
+
+    def __init__(self, config: InstanceConfig, pool: Config, random: Callable[[], float]) -> None:
+        self.name = config.name
+        self.held = 0
+        self.drains: set[Lease] = set()
+        self.removed = False
+        self.health = Health(pool.health.fall, pool.health.rise)
+        self.breaker = Breaker(pool.breaker, random)
+        self.service = Average()
+        self.first_token = Average()
+        self._probe_problem = ""
+        self.configure(config, pool)
+
+    def configure(self, config: InstanceConfig, pool: Config) -> None:
+        """New limits apply at once, to what is known already."""
+        self.config = config
+        self.drain_grace = pool.line.drain_grace
+        self.breaker.config = pool.breaker
+        self.health.fall, self.health.rise = pool.health.fall, pool.health.rise
+
+    @property
+    def limit(self) -> int:
+        return self.config.max_concurrent
+
+    @property
+    def draining(self) -> int:
+        return len(self.drains)
+
+    @property
+    def load(self) -> float:
+        """How full it is: 0.0 idle, 1.0 full, more where the limit was lowered."""
+        return (self.held + self.draining) / self.limit
+
+    @property
+    def healthy(self) -> bool:
+        """What probes say; an instance nobody has probed yet counts as healthy."""
+        return self.health.healthy is not False
+
+    @property
+    def problem(self) -> str:
+        """Why it takes no calls, or only one to see, in words; "" where nothing is wrong."""
+        if self.removed or self.config.drain:
+            return "drained by configuration"
+        return self.breaker.why if self.healthy else self._probe_problem
+
+    def fit(self, now: float) -> bool:
+        """Could it take calls at all, full or not? Half-open, it is fit for the trial only, until that is under way."""
+        return not (self.removed or self.config.drain) and self.healthy and self.breaker.allows(now)
+
+    def available(self, now: float) -> bool:
+        """Can it take one more call now?"""
+        return self.held + len(self.drains) < self.config.max_concurrent and self.fit(now)
+
+    def state(self, now: float) -> str:
+        """One word of a closed set: drained, down, open, half_open, unknown, healthy; the first that holds."""
+        if self.removed or self.config.drain:
+            return "drained"
+        if not self.healthy:
+            return "down"
+        breaker = self.breaker.state_at(now)
+        if breaker is not BreakerState.CLOSED:
+            return str(breaker)
+        return "unknown" if self.health.healthy is None else "healthy"
+
+    def observe(self, ok: bool, problem: str) -> bool:
+        """Take one probe's result; True where its health changed."""
+        if not ok:
+            self._probe_problem = problem
+        return self.health.observe(ok)
+
+
+class LeaseState(StrEnum):
+    HELD = "held"
+    DRAINING = "draining"
+    FREE = "free"
+
+
+class Lease:
+    """The right to one call on one instance, given back by leaving its block. Everything here is synchronous.
+
+    Say `sent`, then `answered` or `failed`, as the call goes on. `waited` is the time in line, in seconds.
+    """
+
+    def __init__(
+        self, instance: Instance, candidate: Candidate, *, waited: float, clock: Clock, changed: Callable[[], None]
+    ) -> None:
+        self.instance = instance
+        self.candidate = candidate
+        self.waited = waited
+        self.state = LeaseState.HELD
+        self._clock = clock
+        self._changed = changed
+        self._granted_at = clock.now()
+        self._sent_at: float | None = None
+        self.drained_at = 0.0
+        self._timer: Timer | None = None
+        self._answered = False
+        self._error: UpstreamError | None = None
+        instance.held += 1
+        instance.breaker.begin(self, self._granted_at)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def sent(self) -> None:
+        """The request is on its way: from now on the instance may be working."""
+        if self.state is LeaseState.HELD and self._sent_at is None:
+            self._sent_at = self._clock.now()
+
+    def answered(self) -> None:
+        """The first token, or a whole answer, or a refusal that is not the instance's failure, arrived."""
+        if self.state is not LeaseState.HELD or self._answered or self._error:
+            return
+        self._answered = True
+        self.instance.breaker.heard(self)
+        if self._sent_at is not None:
+            self.instance.first_token.see(self._clock.now() - self._sent_at)
+            self._end_older_drains(self._sent_at)
+        self._changed()
+
+    def failed(self, error: UpstreamError) -> None:
+        """The attempt failed. It counts against the breaker where `error.counts`; once for each lease."""
+        if self.state is not LeaseState.HELD or self._error:
+            return
+        self._error = error
+        if error.counts:
+            connect = isinstance(error, ConnectFailed)
+            self.instance.breaker.failed(self, self._clock.now(), error.reason, connect=connect)
+        self._changed()
+
+    def release(self) -> None:
+        """Give it back, or let it drain. Idempotent."""
+        if self.state is not LeaseState.HELD:
+            return
+        now = self._clock.now()
+        self.instance.held -= 1
+        if self._answered:
+            self.instance.service.see(now - self._granted_at)
+            if self._error is None:
+                self.instance.breaker.succeeded()
+        self.instance.breaker.left(self)
+        self._drain(now, self._still_worked_on(now))
+        self._changed()
+
+    def _still_worked_on(self, now: float) -> float:
+        """Seconds the instance is expected to go on with this call although nobody wants it any more."""
+        if self._sent_at is None or self._answered or isinstance(self._error, _WORK_IS_OVER):
+            return 0.0
+        usual = self.instance.first_token.value
+        first_token = self._sent_at + (_USUAL_FIRST_TOKEN if usual is None else usual)
+        return min(first_token - now, self.instance.drain_grace)
+
+    def _drain(self, now: float, seconds: float) -> None:
+        if seconds <= 0:
+            self.state = LeaseState.FREE
+            return
+        self.state = LeaseState.DRAINING
+        self.drained_at = now
+        self._timer = self._clock.later(seconds, self._end_of_grace)
+        self.instance.drains.add(self)
+
+    def _end_of_grace(self) -> None:
+        self.end_drain()
+        self._changed()
+
+    def end_drain(self) -> None:
+        """The instance no longer works on it."""
+        if self._timer:
+            self._timer.cancel()
+        self._timer = None
+        self.state = LeaseState.FREE
+        self.instance.drains.discard(self)
+
+    def _end_older_drains(self, sent_at: float) -> None:
+        """An answer to a call sent after a drain began shows that the instance is done with the drained one."""
+        for lease in [lease for lease in self.instance.drains if lease.drained_at < sent_at]:
+            lease.end_drain()

@@ -1,0 +1,227 @@
+"""One call's way through its candidates: what each attempt gave, and on to the next while the client has heard nothing.
+
+Everything an attempt holds, its lease and its upstream response, is entered on one stack in the frame that took it,
+and that stack is closed by leaving the block. Closing is synchronous, so a cancelled call leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TypeVar
+
+from gateway.call import Call, Candidate, Plan, Record, Reply
+from gateway.catalog import Catalog
+from gateway.config import Config, RouteConfig, Timeouts
+from gateway.dialects import refusal
+from gateway.errors import BadAnswer, CallTimeout, Refused, StreamBroken, UpstreamError
+from gateway.instances import Lease, Pool
+from gateway.metrics import Metrics
+from gateway.upstream import Request, Response, Upstream
+from gateway.wire import request_headers
+
+T = TypeVar("T")
+
+MAX_REPLY = 64 * 2**20  # bytes of a finished answer; embeddings of many inputs are the largest
+MAX_REFUSAL = 64 * 2**10  # bytes of an error body that are looked at
+MAX_BACKOFF = 1.0  # seconds
+
+
+class RetryBudget:
+    """Keeps attempts after the first below a share of the calls, so that a failing pool is not hit harder (§1)."""
+
+    def __init__(self, ratio: float, reserve: int) -> None:
+        self._ratio = ratio
+        self._most = max(float(reserve), 10 * ratio)
+        self._balance = float(reserve)
+
+    def earn(self) -> None:
+        """A call came in."""
+        self._balance = min(self._most, self._balance + self._ratio)
+
+    def spend(self, error: UpstreamError) -> bool:
+        """Whether one more attempt may be made after `error`. What was never sent costs an instance nothing."""
+        if not error.sent:
+            return True
+        if self._balance < 1.0:
+            return False
+        self._balance -= 1.0
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """The configuration a call began with and keeps, with the upstream of each instance."""
+
+    config: Config
+    digest: str
+    routes: Mapping[str, RouteConfig]
+    upstreams: Mapping[str, Upstream]
+
+    def timeouts(self, route: str) -> Timeouts:
+        entry = self.routes.get(route)
+        return self.config.timeouts if entry is None else self.config.timeouts.under(entry.timeouts)
+
+    def cacheable(self, call: Call, route: str) -> bool:
+        """D11: the facade always, other dialects only where the answer is bound to be the same; a route may differ."""
+        entry = self.routes.get(route)
+        rule = "auto" if entry is None else entry.cache
+        if call.no_store or call.wish.stream or rule == "never" or not self.config.cache.enabled:
+            return False
+        return rule == "always" or call.operation.dialect == "facade" or call.wish.deterministic
+
+
+@dataclass(slots=True, kw_only=True)
+class Means:
+    """What every journey uses; built once. `setting` is swapped whole on reload."""
+
+    setting: Setting
+    pool: Pool
+    catalog: Catalog
+    metrics: Metrics
+    budget: RetryBudget
+    now: Callable[[], float]
+    random: Callable[[], float]
+
+
+class Journey:
+    """One call's way through its candidates: which were tried, what each attempt gave, when to stop."""
+
+    def __init__(self, means: Means, call: Call, record: Record, drawn: Plan, setting: Setting) -> None:
+        self.means = means
+        self.call = call
+        self.record = record
+        self.setting = setting
+        self.limits = setting.timeouts(drawn.route)
+        self._plan = drawn
+        self._tried: list[str] = []
+        means.budget.earn()
+
+    async def fetch(self) -> Reply:
+        """A finished answer from whichever candidate gives one. Raises GatewayError."""
+        try:
+            async with asyncio.timeout(self.limits.total):
+                return await self.attempts(self._whole)
+        except TimeoutError as error:
+            raise CallTimeout(self.limits.total) from error
+
+    async def attempts(self, work: Callable[[Lease, ExitStack], Awaitable[T]]) -> T:
+        """Run `work` with a lease until it succeeds or nothing is left to try. Raises GatewayError.
+
+        `work` may move what it holds to another stack; what stays on the one it was given ends with the attempt.
+        """
+        retry = self.setting.config.retry
+        while True:
+            lease = await self._lease()
+            with ExitStack() as held:
+                held.enter_context(lease)
+                self._begin(lease)
+                try:
+                    return await work(lease, held)
+                except UpstreamError as failure:
+                    error = failure
+                    self.failed(lease, failure)
+            again = error.failover and self.record.attempts < retry.attempts
+            allowed = again and self.means.budget.spend(error)
+            if again or self.record.attempts > 1:
+                result = "tried" if allowed else "budget_denied" if again else "exhausted"
+                self.means.metrics.retries(self.record.route, error.reason, result).inc()
+            if not allowed:
+                raise error
+            await self._back_off()
+
+    async def _lease(self) -> Lease:
+        """A lease on a candidate, one not yet tried if there is any. Waits in line, at most `timeouts.line` in all."""
+        fresh = [one for one in self._plan.candidates if one.instance not in self._tried]
+        patience = max(0.0, self.limits.line - self.record.waited)
+        began = self.means.now()
+        try:
+            return await self.means.pool.lease(
+                self._fit(fresh) or self._plan.candidates, size=len(self.call.body), patience=patience
+            )
+        finally:
+            self.record.waited += self.means.now() - began
+
+    def _fit(self, fresh: list[Candidate]) -> list[Candidate]:
+        """Of the candidates not tried, those that can take a call; none of them fit is no reason to give up."""
+        instances, now = self.means.pool.instances, self.means.now()
+        return [one for one in fresh if one.instance in instances and instances[one.instance].fit(now)]
+
+    def _begin(self, lease: Lease) -> None:
+        record, candidate = self.record, lease.candidate
+        record.attempts += 1
+        record.instance, record.model, record.substitution = candidate.instance, candidate.model, candidate.substitution
+        self._tried.append(candidate.instance)
+
+    def failed(self, lease: Lease, error: UpstreamError) -> None:
+        candidate, metrics = lease.candidate, self.means.metrics
+        lease.failed(error)
+        if isinstance(error, Refused) and error.status == 404:
+            self.means.catalog.missing(candidate.instance, candidate.model)
+        metrics.upstream_errors(candidate.instance, error.reason).inc()
+        code = str(error.status) if isinstance(error, Refused) else "error"
+        metrics.attempts(candidate.instance, candidate.model, code).inc()
+
+    async def _back_off(self) -> None:
+        """Full jitter before an instance that was tried is tried again; another instance needs no wait."""
+        if any(one.instance not in self._tried for one in self._plan.candidates):
+            return
+        most = min(MAX_BACKOFF, self.setting.config.retry.backoff * 2 ** (self.record.attempts - 1))
+        await asyncio.sleep(most * self.means.random())
+
+    async def open(self, lease: Lease, held: ExitStack) -> Response:
+        """Send the call and wait for the head of the answer. Raises UpstreamError; a 4xx or 5xx is Refused."""
+        candidate, call = lease.candidate, self.call
+        loaded = self.means.catalog.is_loaded(candidate.instance, candidate.model)
+        first = self.limits.first_token if loaded else self.limits.loading
+        if not call.wish.stream:
+            first = self.limits.total  # a finished answer comes at once, when all of its tokens are there
+        request = Request(
+            method=b"POST",
+            path=call.operation.path.encode(),
+            headers=tuple(request_headers(call.request_id, call.agent)),
+            body=call.operation.write(call, candidate.model),
+        )
+        upstream = self.means.setting.upstreams[candidate.instance]
+        response = await upstream.open(request, connect=self.limits.connect, first=first, sending=lease.sent)
+        held.enter_context(response)
+        if response.status != 200:
+            raise await self._refused(lease, response)
+        return response
+
+    async def _refused(self, lease: Lease, response: Response) -> UpstreamError:
+        name = lease.candidate.instance
+        if not 400 <= response.status <= 599:
+            return BadAnswer(name, f"answered with status {response.status}")
+        text, code = refusal(await response.read_all(MAX_REFUSAL))
+        return Refused(name, response.status, text or f"status {response.status}", code=code)
+
+    async def _whole(self, lease: Lease, held: ExitStack) -> Reply:
+        began = self.means.now()
+        response = await self.open(lease, held)
+        body = await response.read_all(MAX_REPLY)
+        seconds = self.means.now() - self.call.arrived
+        try:
+            reply = self.call.operation.reply(self.call, lease.candidate.model, body, seconds)
+        except ValueError as error:
+            raise StreamBroken(lease.candidate.instance, str(error)) from error
+        lease.answered()
+        self.answered(lease, self.means.now() - began)
+        self.record.usage = reply.usage
+        self.record.upstream = self.means.now() - began
+        self.done(lease)
+        return reply
+
+    def answered(self, lease: Lease, seconds: float) -> None:
+        """The first content came, `seconds` after the call was sent on."""
+        candidate = lease.candidate
+        self.record.first_token = self.means.now() - self.call.arrived
+        self.means.catalog.answered(candidate.instance, candidate.model)
+        self.means.metrics.upstream_first_token(candidate.instance, candidate.model).observe(seconds)
+
+    def done(self, lease: Lease) -> None:
+        candidate, metrics = lease.candidate, self.means.metrics
+        metrics.attempts(candidate.instance, candidate.model, "200").inc()
+        metrics.upstream_duration(candidate.instance, candidate.model).observe(self.record.upstream)

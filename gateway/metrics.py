@@ -1,0 +1,288 @@
+"""Every series the gateway publishes, declared in one place; names and buckets follow ecosystem conventions.
+
+What happens is counted where it happens, on children bound once. What *is* (in flight, limits, the line) is read at
+the scrape, so it costs a call nothing and leaves with its instance. Label values come from closed sets; each family
+holds at most `MAX_CHILDREN` label sets, and what is beyond lands in one child labelled `other`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from gateway.call import Record
+
+MAX_CHILDREN = 2000
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+DURATIONS = tuple(0.01 * 2**n for n in range(17))
+FIRST_TOKEN = (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 300)
+PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+WAITS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+OVERHEADS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
+
+Child = TypeVar("Child", bound=MetricWrapperBase)
+
+
+class Family(Generic[Child]):
+    """One metric and its children, each bound the first time it is asked for."""
+
+    def __init__(self, metric: Child, overflow: Counter) -> None:
+        self._metric = metric
+        self._overflow = overflow
+        self._children: dict[tuple[str, ...], Child] = {}
+
+    def __call__(self, *labels: str) -> Child:
+        child = self._children.get(labels)
+        return child if child is not None else self._bind(labels)
+
+    def _bind(self, labels: tuple[str, ...]) -> Child:
+        if len(self._children) >= MAX_CHILDREN:
+            self._overflow.inc()
+            return self._metric.labels(*("other" for _ in labels))
+        child = self._metric.labels(*labels)
+        self._children[labels] = child
+        return child
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceReading:
+    """One instance at the moment of a scrape."""
+
+    name: str
+    state: str
+    up: bool
+    in_flight: int
+    draining: int
+    limit: int
+    connections: int
+    version: str = ""
+    loaded: tuple[tuple[str, int], ...] = ()  # (model, bytes in VRAM)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The gateway at the moment of a scrape."""
+
+    instances: tuple[InstanceReading, ...] = ()
+    line_depth: int = 0
+    line_bytes: int = 0
+    line_oldest: float = 0.0
+    cache_entries: int = 0
+    cache_bytes: int = 0
+    draining: bool = False
+    config: str = ""
+    reload_ok: bool = True
+    reloaded_at: float = 0.0  # unix time, seconds
+
+
+STATES = ("healthy", "unknown", "down", "open", "half_open", "drained")
+
+
+class _AtScrape(Collector):
+    """Gauges that are read, not kept."""
+
+    def __init__(self) -> None:
+        self.reading = Reading()
+
+    def describe(self) -> Iterable[Metric]:
+        return []  # asked before there is anything to read
+
+    def collect(self) -> Iterator[Metric]:
+        reading = self.reading
+        yield _gauge("gateway_line_depth", "Calls waiting in line now.", reading.line_depth)
+        yield _gauge("gateway_line_bytes", "Bodies held by waiting calls.", reading.line_bytes)
+        yield _gauge("gateway_line_oldest_seconds", "How long the head of the line has waited.", reading.line_oldest)
+        yield _gauge("gateway_cache_entries", "Answers kept.", reading.cache_entries)
+        yield _gauge("gateway_cache_bytes", "Size of the answers kept.", reading.cache_bytes)
+        yield _gauge("gateway_draining", "1 while the gateway is shutting down.", float(reading.draining))
+        yield _gauge(
+            "gateway_config_last_reload_successful", "1 if the last reload was taken.", float(reading.reload_ok)
+        )
+        yield _gauge(
+            "gateway_config_last_reload_success_timestamp_seconds", "When it was last taken.", reading.reloaded_at
+        )
+        config = GaugeMetricFamily("gateway_config_info", "The configuration in force.", labels=["hash"])
+        config.add_metric([reading.config], 1)
+        yield config
+        yield from self._instances(reading.instances)
+
+    def _instances(self, instances: Iterable[InstanceReading]) -> Iterator[Metric]:
+        def family(name: str, words: str, *labels: str) -> GaugeMetricFamily:
+            return GaugeMetricFamily(f"gateway_upstream_{name}", words, labels=["instance", *labels])
+
+        up = family("up", "1 if the instance may be given calls.")
+        state = family("state", "1 for the state the instance is in.", "state")
+        in_flight = family("in_flight", "Calls it is working on.")
+        draining = family("draining", "Calls it may still be working on though their client left.")
+        limit = family("limit", "Calls it may have at once.")
+        connections = family("connections", "Open connections to it, idle ones included.")
+        loaded = family("model_loaded", "1 for each model it has in memory.", "model")
+        vram = family("model_vram_bytes", "Memory the model takes on its GPU.", "model")
+        info = family("info", "Its Ollama version.", "version")
+        for one in instances:
+            for metric, value in (
+                (up, float(one.up)),
+                (in_flight, one.in_flight),
+                (draining, one.draining),
+                (limit, one.limit),
+                (connections, one.connections),
+            ):
+                metric.add_metric([one.name], value)
+            for name in STATES:
+                state.add_metric([one.name, name], float(name == one.state))
+            info.add_metric([one.name, one.version], 1)
+            for model, size in one.loaded:
+                loaded.add_metric([one.name, model], 1)
+                vram.add_metric([one.name, model], size)
+        yield from (up, state, in_flight, draining, limit, connections, loaded, vram, info)
+
+
+def _gauge(name: str, words: str, value: float) -> GaugeMetricFamily:
+    metric = GaugeMetricFamily(name, words)
+    metric.add_metric([], value)
+    return metric
+
+
+class Metrics:
+    """The registry and every family in it."""
+
+    def __init__(self, version: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        self._at_scrape = _AtScrape()
+        self._rendering = asyncio.Lock()
+        self._text, self._text_at = b"", -10.0
+        self.read: Callable[[], Reading] = Reading
+        self.registry.register(self._at_scrape)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        self.overflow = self._plain(
+            Counter, "gateway_metric_overflow_total", "Label sets beyond the cap, counted as other."
+        )
+        self._client_side()
+        self._upstream_side()
+        self.loop_lag = self._plain(
+            Histogram, "gateway_event_loop_lag_seconds", "How late the event loop runs a timer.", OVERHEADS
+        )
+        build = Gauge("gateway_build_info", "The gateway's version.", ["version"], registry=self.registry)
+        build.labels(version).set(1)
+
+    def _client_side(self) -> None:
+        counter, histogram = self._counter, self._histogram
+        self.requests = counter(
+            "gateway_requests_total",
+            "Finished client requests; code is what the client saw, 499 if it left.",
+            "operation", "route", "model", "code", "stream",
+        )  # fmt: skip
+        self.duration = histogram(
+            "gateway_request_duration_seconds", "Arrival to last byte.", DURATIONS, "operation", "route", "model"
+        )
+        self.in_flight = self._gauge_family(
+            "gateway_requests_in_flight", "Accepted and not finished, those in line included.", "operation"
+        )
+        self.errors = counter("gateway_request_errors_total", "Requests that failed, by cause.", "route", "reason")
+        self.rejections = counter(
+            "gateway_rejections_total", "Requests turned away without an attempt.", "route", "reason"
+        )
+        self.overhead = histogram(
+            "gateway_overhead_seconds", "Our own time: duration less line and upstream.", OVERHEADS, "operation"
+        )
+        self.first_token = histogram(
+            "gateway_time_to_first_token_seconds", "Arrival to first content, the line included.", FIRST_TOKEN,
+            "route", "model",
+        )  # fmt: skip
+        self.line_wait = histogram("gateway_line_wait_seconds", "Time in line.", WAITS, "route", "result")
+        self.interruptions = counter(
+            "gateway_stream_interruptions_total", "Streams broken after their first byte.", "route", "reason"
+        )
+        self.tokens = counter("gateway_tokens_total", "Tokens as the instances count them.", "route", "model", "type")
+        self.cache = counter("gateway_cache_requests_total", "Calls by what the cache did.", "route", "result")
+        self.evictions = counter("gateway_cache_evictions_total", "Answers dropped from the cache.", "reason")
+
+    def _upstream_side(self) -> None:
+        counter, histogram = self._counter, self._histogram
+        self.attempts = counter(
+            "gateway_upstream_requests_total", "Attempts, tried-again ones included.", "instance", "model", "code"
+        )
+        self.upstream_duration = histogram(
+            "gateway_upstream_request_duration_seconds", "Sending to end.", DURATIONS, "instance", "model"
+        )
+        self.upstream_first_token = histogram(
+            "gateway_upstream_first_token_seconds", "Sending to first content.", FIRST_TOKEN, "instance", "model"
+        )
+        self.per_token = histogram(
+            "gateway_upstream_time_per_output_token_seconds", "Per token after the first, where counts are reported.",
+            PER_TOKEN, "instance", "model",
+        )  # fmt: skip
+        self.upstream_errors = counter(
+            "gateway_upstream_errors_total", "Attempts that failed, by cause.", "instance", "reason"
+        )
+        self.retries = counter(
+            "gateway_upstream_retries_total", "Attempts after the first.", "route", "reason", "result"
+        )
+        self.breaker = counter("gateway_upstream_breaker_transitions_total", "Breaker changes.", "instance", "to")
+        self.probes = counter("gateway_upstream_health_checks_total", "Probes.", "instance", "result")
+        self.probe_duration = histogram(
+            "gateway_upstream_health_check_duration_seconds", "Round trip of a probe.", WAITS, "instance"
+        )
+
+    def finished(self, record: Record, duration: float) -> None:
+        """Count one request, once, at its end; `duration` in seconds."""
+        operation, route, model = record.operation, record.route or "none", record.model or "none"
+        self.requests(operation, route, model, str(record.status), "true" if record.stream else "false").inc()
+        self.duration(operation, route, model).observe(duration)
+        if record.reason:
+            self.errors(route, record.reason).inc()
+            if record.interrupted:
+                self.interruptions(route, record.reason).inc()
+            if not record.attempts:
+                self.rejections(route, record.reason).inc()
+        if record.cache:
+            self.cache(route, record.cache).inc()
+        if record.attempts or record.waited:
+            self.line_wait(route, "granted" if record.attempts else "refused").observe(record.waited)
+        if record.first_token is not None:
+            self.first_token(route, model).observe(record.first_token)
+            self.overhead(operation).observe(max(0.0, duration - record.waited - record.upstream))
+        self._tokens(record, route, model)
+
+    def _tokens(self, record: Record, route: str, model: str) -> None:
+        if record.usage is None:
+            return
+        self.tokens(route, model, "input").inc(record.usage.input)
+        self.tokens(route, model, "output").inc(record.usage.output)
+        if record.stream and record.usage.output > 1 and record.tokens_span > 0:
+            self.per_token(record.instance, model).observe(record.tokens_span / (record.usage.output - 1))
+
+    async def exposition(self, now: float) -> bytes:
+        """The text a scraper reads, rendered off the event loop; at most once a second. `now` in seconds."""
+        async with self._rendering:
+            if now - self._text_at >= 1.0:
+                self._at_scrape.reading = self.read()
+                self._text = await asyncio.to_thread(generate_latest, self.registry)
+                self._text_at = now
+        return self._text
+
+    def _counter(self, name: str, words: str, *labels: str) -> Family[Counter]:
+        return Family(Counter(name, words, labels, registry=self.registry), self.overflow)
+
+    def _gauge_family(self, name: str, words: str, *labels: str) -> Family[Gauge]:
+        return Family(Gauge(name, words, labels, registry=self.registry), self.overflow)
+
+    def _histogram(self, name: str, words: str, buckets: tuple[float, ...], *labels: str) -> Family[Histogram]:
+        return Family(Histogram(name, words, labels, registry=self.registry, buckets=buckets), self.overflow)
+
+    def _plain(self, kind: type[Child], name: str, words: str, buckets: tuple[float, ...] | None = None) -> Child:
+        extra: dict[str, Any] = {"buckets": buckets} if buckets else {}
+        return kind(name, words, registry=self.registry, **extra)

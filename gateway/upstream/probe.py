@@ -1,0 +1,257 @@
+"""Questions asked of an instance: are you there, what are you, which models have you?
+
+What comes back is somebody else's JSON: it is capped, decoded into known shapes, and an entry that does not fit is
+skipped. A probe says what is wrong and what would likely put it right, in one sentence, since it is read by whoever
+set the instance up.
+
+Neither `/api/version` nor `/api/ps` proves that a model can run, and a slow `/api/ps` proves nothing (ollama.md §6.5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from gateway.errors import BadAnswer, ConnectionLost, FirstTokenTimeout, UpstreamError
+from gateway.upstream.transport import HTTPError, client
+from gateway.upstream.upstream import Upstream
+
+MAX_REPLY = 8 * 2**20  # bytes
+MAX_MODELS = 4096  # per instance
+MAX_NAME = 256
+
+_NAME = re.compile(r"[A-Za-z0-9._:/@+~=-]+")
+_WORD = re.compile(r"[A-Za-z0-9_.+-]{1,64}")
+_FIXES = {
+    "connection refused": "Is Ollama running there, and is OLLAMA_HOST=0.0.0.0 set?",
+    "no route to it": "Is the machine up, and is this its address?",
+    "its name does not resolve": "Is it spelt right, and known to the DNS the gateway uses?",
+    "not an HTTP answer": "Is this the port of Ollama, and is it http rather than https?",
+    "closed the connection without an answer": "Is this the port of Ollama, and is it http rather than https?",
+    "timed out": "Is the address right, is the machine awake, and does a firewall let the gateway through?",
+    "does not speak TLS": "Should the address begin with http:// instead?",
+    "its certificate is not valid": "Is its authority among those the gateway trusts?",
+}
+_STATUSES = {
+    401: "asks for credentials (401). The gateway sends none: is there a proxy in front of it?",
+    403: "Ollama refuses this Host (403). Set OLLAMA_HOST=0.0.0.0 there, or use an address it knows itself by.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The answer to one probe."""
+
+    ok: bool
+    version: str = ""  # of Ollama; "" where it is none
+    native: bool = True  # has Ollama's own API
+    seconds: float = 0.0  # from the question to the answer
+    problem: str = ""  # what is wrong and the likely fix; "" where nothing is
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledModel:
+    """One entry of `/api/tags`, or of `/v1/models`, which tells little but the name."""
+
+    name: str
+    digest: str = ""  # the same on two instances: the same model (ollama.md §2.6)
+    size: int = 0  # bytes on disk
+    capabilities: frozenset[str] | None = None  # None: not told (before v0.30.0)
+    context_length: int | None = None  # the trained maximum
+    family: str = ""
+    raw: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # the whole entry, for lists
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """One entry of `/api/ps`."""
+
+    name: str
+    size_vram: int = 0  # bytes
+    context_length: int | None = None  # per request, as allocated
+    expires_at: str = ""  # RFC 3339; may be in the past (ollama.md §6.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    installed: tuple[InstalledModel, ...]
+    loaded: tuple[LoadedModel, ...] | None  # None: not told, which is not the same as none
+
+
+class _Version(msgspec.Struct):
+    version: str
+
+
+class _Details(msgspec.Struct):
+    family: str | None = None
+    context_length: int | None = None
+
+
+class _Model(msgspec.Struct):
+    """What we look at in an entry of any of the three lists; Go writes null for what is empty."""
+
+    name: str = ""
+    id: str = ""
+    digest: str | None = None
+    size: int | None = None
+    size_vram: int | None = None
+    capabilities: list[str] | None = None
+    context_length: int | None = None
+    expires_at: str | None = None
+    details: _Details | None = None
+
+
+class _Models(msgspec.Struct):
+    models: list[msgspec.Raw] | None  # required: a reply without it is some other server's
+
+
+class _Data(msgspec.Struct):
+    data: list[msgspec.Raw] | None
+
+
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+_read_version = msgspec.json.Decoder(_Version).decode
+_read_model = msgspec.json.Decoder(_Model).decode
+_read_models = msgspec.json.Decoder(_Models).decode
+_read_data = msgspec.json.Decoder(_Data).decode
+_read_any = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class Prober:
+    """Asks one instance. Cancel it at any moment; nothing is left behind."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._name = upstream.name
+        self._client = client(upstream)
+
+    async def health(self, timeout: float) -> Health:
+        """Whether it answers, within `timeout` seconds in all. Raises nothing but CancelledError."""
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(timeout):
+                ok, version, native, problem = await self._what_is_it()
+        except TimeoutError:
+            ok, version, native, problem = False, "", True, _advice(f"timed out: no answer within {timeout:g} s")
+        except UpstreamError as error:
+            words = error.message.removeprefix(f"instance {self._name}: ")
+            ok, version, native, problem = False, "", True, _advice(words)
+        return Health(ok, version, native, time.perf_counter() - began, problem)
+
+    async def listing(self, timeout: float, native: bool) -> Listing:
+        """Its models; `timeout` seconds for each of the two questions. Raises UpstreamError.
+
+        Only `/api/tags` can fail it: what is loaded is worth knowing, and not worth losing the rest for.
+        """
+        if not native:
+            return Listing(tuple(_installed(await self._list("/v1/models", timeout))), None)
+        installed = tuple(_installed(await self._list("/api/tags", timeout)))
+        try:
+            loaded = tuple(_loaded(await self._list("/api/ps", timeout)))
+        except UpstreamError:
+            return Listing(installed, None)
+        return Listing(installed, loaded)
+
+    async def close(self) -> None:
+        """The upstream stays open: it belongs to whoever made it."""
+        await self._client.aclose()
+
+    async def _what_is_it(self) -> tuple[bool, str, bool, str]:
+        """ok, version, native, problem."""
+        status, body = await self._get("/api/version")
+        version = _version(body) if status == 200 else None
+        if version is not None:
+            return True, version, True, ""
+        if status not in (200, 404):
+            return False, "", True, _STATUSES.get(status, f"answers {status} to /api/version.")
+        # Servers that know only /v1 answer 404, or 200 with an error or a page of their own (D4).
+        status, body = await self._get("/v1/models")
+        try:
+            _read_data(body)
+        except _UNREADABLE:
+            status = 0 if status == 200 else status
+        if status == 200:
+            return True, "", False, ""
+        problem = "answers, but is no Ollama and has no /v1/models. Is this the right port?"
+        return False, "", True, _STATUSES.get(status, problem)
+
+    async def _list(self, path: str, timeout: float) -> list[msgspec.Raw]:
+        try:
+            async with asyncio.timeout(timeout):
+                status, body = await self._get(path)
+        except TimeoutError:
+            raise FirstTokenTimeout(self._name, f"no answer to {path} within {timeout:g} s") from None
+        if status != 200:
+            raise BadAnswer(self._name, f"answered {status} to {path}")
+        try:
+            listed = _read_data(body).data if path == "/v1/models" else _read_models(body).models
+        except _UNREADABLE:
+            raise BadAnswer(self._name, f"its answer to {path} is not a list of models") from None
+        return (listed or [])[:MAX_MODELS]
+
+    async def _get(self, path: str) -> tuple[int, bytes]:
+        """Status and body. Whoever asks limits the time."""
+        body = bytearray()
+        try:
+            async with self._client.stream("GET", path, timeout=None) as response:
+                async for piece in response.aiter_raw():
+                    body += piece
+                    if len(body) > MAX_REPLY:
+                        raise BadAnswer(self._name, f"its answer to {path} is larger than {MAX_REPLY} bytes")
+        except HTTPError as error:
+            if isinstance(error.__cause__, UpstreamError):
+                raise error.__cause__ from None
+            raise ConnectionLost(self._name, "no answer") from error
+        return response.status_code, bytes(body)
+
+
+def _advice(words: str) -> str:
+    """The problem, and what would likely put it right."""
+    fix = next((fix for known, fix in _FIXES.items() if words.startswith(known)), "")
+    return f"{words}. {fix}".strip()
+
+
+def _version(body: bytes) -> str | None:
+    """The version Ollama gives; "" for one that is no plain word; None where the reply is not Ollama's."""
+    try:
+        version = _read_version(body).version
+    except _UNREADABLE:
+        return None
+    return version if _WORD.fullmatch(version) else ""
+
+
+def _entries(listed: list[msgspec.Raw]) -> Iterator[tuple[str, _Model, dict[str, Any]]]:
+    """Entries that can be understood, under names that are safe to show and to compare."""
+    for raw in listed:
+        try:
+            model, whole = _read_model(raw), _read_any(raw)
+        except _UNREADABLE:
+            continue
+        name = model.name or model.id
+        if len(name) <= MAX_NAME and _NAME.fullmatch(name):
+            yield name, model, whole
+
+
+def _installed(listed: list[msgspec.Raw]) -> Iterator[InstalledModel]:
+    for name, model, whole in _entries(listed):
+        details = model.details or _Details()
+        told = model.capabilities
+        yield InstalledModel(
+            name=name,
+            digest=(model.digest or "")[:128],
+            size=model.size or 0,
+            capabilities=None if told is None else frozenset(word for word in told[:32] if _WORD.fullmatch(word)),
+            context_length=details.context_length,
+            family=(details.family or "")[:64],
+            raw=whole,
+        )
+
+
+def _loaded(listed: list[msgspec.Raw]) -> Iterator[LoadedModel]:
+    for name, model, _ in _entries(listed):
+        yield LoadedModel(name, model.size_vram or 0, model.context_length, (model.expires_at or "")[:64])

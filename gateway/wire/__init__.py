@@ -1,0 +1,17 @@
+"""How it travels: bytes cut into frames, JSON read strictly, headers from allow-lists. No I/O, no asyncio."""
+
+from gateway.wire import headers, json, ndjson, sse
+from gateway.wire.headers import ascii_value, request_headers, response_headers, sane_request_id
+from gateway.wire.splitter import FrameTooLong
+
+__all__ = [
+    "FrameTooLong",
+    "ascii_value",
+    "headers",
+    "json",
+    "ndjson",
+    "request_headers",
+    "response_headers",
+    "sane_request_id",
+    "sse",
+]

@@ -1,0 +1,141 @@
+"""A client's JSON, read strictly and cheaply; and JSON of ours, fit to stand on one line.
+
+`parse` checks the whole body once and keeps every value as the bytes that came, so that what is not looked at passes
+unchanged. What it refuses would crash, stall or mislead someone further on (faults.md §8.2): other encodings than
+UTF-8, NaN and infinities, lone surrogates, deep nesting, too many values, a field given twice. Every check is linear.
+
+One law: whoever decodes bytes of others catches UNREADABLE, not only ValueError; nesting raises RecursionError.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from itertools import accumulate
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+MAX_DEPTH = 64
+MAX_NODES = 200_000
+MAX_FIELDS = 1024  # at the top level
+
+UNREADABLE = (ValueError, RecursionError)  # all that msgspec raises for bytes it cannot read
+
+_OBJECT = msgspec.json.Decoder(dict[str, Raw])
+_KEY = re.compile(rb'[ \t\r\n]*+"[^"\\]*+(?:\\.[^"\\]*+)*+"[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
+_NEXT = re.compile(rb"[ \t\r\n]*+([,}])")
+_PLACE = re.compile(r"(?:JSON is malformed: )?(.*?)(?: \(byte (\d+)\))?")
+_KINDS = {"array": "a list", "str": "a string", "int": "a number", "float": "a number", "bool": "a truth value"}
+
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{},"))
+_OPEN, _CLOSE = b"\x01", b"\xff"  # as signed bytes: one level down, one level up
+_STEPS = bytes.maketrans(b"[{]}", _OPEN * 2 + _CLOSE * 2)
+_TEXT_BLOCK = 2**16
+
+
+class JsonProblem(ValueError):
+    """Why a body cannot be read, in words for the client who sent it."""
+
+
+def parse(body: bytes) -> dict[str, Raw]:
+    """The top-level fields of a JSON object, each value as the bytes that came. Raises JsonProblem, nothing else."""
+    if not body or body.isspace():
+        raise JsonProblem("the body is empty")
+    _check_text(body)
+    _check_shape(body)
+    try:
+        fields = _OBJECT.decode(body)
+    except msgspec.ValidationError as problem:
+        kind = str(problem).rpartition("got ")[2].strip("`")
+        raise JsonProblem(f"the body must be a JSON object, not {_KINDS.get(kind, kind)}") from None
+    except RecursionError:
+        raise JsonProblem(f"the body is nested more than {MAX_DEPTH} levels deep") from None
+    except ValueError as problem:
+        raise JsonProblem(_why(str(problem))) from None
+    if len(fields) > MAX_FIELDS:
+        raise JsonProblem(f"the body has more than {MAX_FIELDS} fields")
+    if not _each_once(body, fields):
+        raise JsonProblem("the body names a field twice")
+    return fields
+
+
+def encode(value: Any) -> bytes:
+    """Compact JSON that no reader breaks into lines: some split at U+0085, U+2028 and U+2029 (clients.md §9 J 98)."""
+    text = msgspec.json.encode(value)
+    if text.isascii():
+        return text
+    text = text.replace(b"\xc2\x85", b"\\u0085")
+    return text.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
+
+
+def _why(problem: str) -> str:
+    if "truncated" in problem:
+        return "the body is not valid JSON: it ends too early"
+    match = _PLACE.fullmatch(problem)
+    what, byte = match.groups() if match else (problem, None)
+    return f"the body is not valid JSON: {what}" + (f" at byte {byte}" if byte else "")
+
+
+def _check_text(body: bytes) -> None:
+    """UTF-8 throughout, checked in blocks: a whole body decoded at once could take four times its size."""
+    if body.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise JsonProblem("the body must be UTF-8 without a byte order mark")
+    if body.isascii():
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(body), _TEXT_BLOCK):
+            decoder.decode(body[start : start + _TEXT_BLOCK])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        raise JsonProblem("the body is not valid UTF-8") from None
+
+
+def _check_shape(body: bytes) -> None:
+    """Depth and number of values, looked at closely only where so many brackets or commas are there at all.
+
+    A look without the strings costs some 4 ns a byte; finding that no look is needed costs next to nothing.
+    """
+    many = len(body) > 2 * MAX_NODES and _has_more(body, b",", MAX_NODES // 2)
+    if not (many or _has_more(body, b"[", MAX_DEPTH // 2) or _has_more(body, b"{", MAX_DEPTH // 2)):
+        return
+    if b'\\"' in body:
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # A value has two strings at most, its key and itself, of two quotes each.
+    structure = _structure(body) if body.count(b'"') <= 4 * MAX_NODES else None
+    if structure is None or structure.count(b",") + structure.count(_OPEN) > MAX_NODES:
+        raise JsonProblem(f"the body holds more than {MAX_NODES} values")
+    steps = memoryview(structure.replace(b",", b"")).cast("b")
+    if max(accumulate(steps), default=0) > MAX_DEPTH:
+        raise JsonProblem(f"the body is nested more than {MAX_DEPTH} levels deep")
+
+
+def _has_more(body: bytes, byte: bytes, count: int) -> bool:
+    at = -1
+    for _ in range(count + 1):
+        at = body.find(byte, at + 1)
+        if at < 0:
+            return False
+    return True
+
+
+def _structure(body: bytes) -> bytes:
+    """Commas and brackets outside strings, brackets as steps up and down; nonsense for what is no JSON."""
+    return b"".join(body.split(b'"')[::2]).translate(_STEPS, _NOT_STRUCTURE)
+
+
+def _each_once(body: bytes, fields: dict[str, Raw]) -> bool:
+    """Whether the body is just these fields in this order: the decoder keeps the last of two, so two would not fit."""
+    at = body.index(b"{") + 1
+    for raw in fields.values():
+        key = _KEY.match(body, at)
+        value = bytes(raw)
+        if key is None or not body.startswith(value, key.end()):
+            return False
+        after = _NEXT.match(body, key.end() + len(value))
+        if after is None:
+            return False
+        at = after.end()
+    return not fields or body[at - 1 : at] == b"}"

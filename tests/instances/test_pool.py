@@ -1,0 +1,705 @@
+"""Leases on a pool: who gets one, who waits, who is told why not. `test_pool_state_machine` tries every order of it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gateway.call import Candidate
+from gateway.config import Config
+from gateway.errors import (
+    CallTimeout,
+    ConnectFailed,
+    ConnectionLost,
+    FirstTokenTimeout,
+    LineFull,
+    LineTimeout,
+    NoInstance,
+    Refused,
+)
+from gateway.instances import Lease, LeaseState, Pool
+
+Task = asyncio.Task[Lease]
+
+
+class VirtualTimer:
+    def __init__(self, at: float, callback: Callable[[], None]) -> None:
+        self.at = at
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class VirtualClock:
+    """Time that passes when told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+        self.timers: list[VirtualTimer] = []
+
+    def now(self) -> float:
+        return self.seconds
+
+    def later(self, delay: float, callback: Callable[[], None]) -> VirtualTimer:
+        timer = VirtualTimer(self.seconds + delay, callback)
+        self.timers.append(timer)
+        return timer
+
+    def pending(self) -> list[VirtualTimer]:
+        return [timer for timer in self.timers if not timer.cancelled]
+
+    def advance(self, seconds: float) -> None:
+        end = self.seconds + seconds
+        while due := [timer for timer in self.pending() if timer.at <= end]:
+            timer = min(due, key=lambda timer: timer.at)
+            self.timers.remove(timer)
+            self.seconds = max(self.seconds, timer.at)
+            timer.callback()
+        self.seconds = end
+
+
+class Heard:
+    """What an observer was told."""
+
+    def __init__(self) -> None:
+        self.of: list[tuple[str, ...]] = []
+
+    def health_changed(self, instance: str, healthy: bool, why: str) -> None:
+        self.of.append((instance, "healthy" if healthy else "down", why))
+
+    def breaker_changed(self, instance: str, state: str, why: str) -> None:
+        self.of.append((instance, state, why))
+
+
+def a_config(*names: str, limit: int = 1, drain: str = "", **settings: Any) -> Config:
+    instances = [
+        {"name": name, "url": f"http://{name}:11434", "max_concurrent": limit, "drain": name == drain} for name in names
+    ]
+    breaker = {"failures": 2, "connects": 2, "cooldown": 10.0}
+    return Config.model_validate({"instances": instances, "breaker": breaker, **settings})
+
+
+class Desk:
+    """A pool on a virtual clock, and short ways to ask it for things."""
+
+    def __init__(self, *names: str, limit: int = 1, **settings: Any) -> None:
+        self.clock = VirtualClock()
+        self.heard = Heard()
+        self.pool = Pool(
+            a_config(*names, limit=limit, **settings),
+            now=self.clock.now,
+            later=self.clock.later,
+            random=lambda: 0.5,
+            observer=self.heard,
+        )
+
+    async def lease(self, *names: str, size: int = 1, patience: float = 60.0) -> Lease:
+        return await self.pool.lease(chain(*names), size=size, patience=patience)
+
+    async def waiting(self, *names: str, size: int = 1, patience: float = 60.0) -> Task:
+        """A caller that has joined the line."""
+        depth = self.pool.depth
+        task = asyncio.create_task(self.lease(*names, size=size, patience=patience), name="caller")
+        await turns(1)
+        assert self.pool.depth == depth + 1
+        return task
+
+    async def fail(self, name: str, times: int = 2) -> None:
+        for _ in range(times):
+            with await self.lease(name) as lease:
+                lease.sent()
+                lease.failed(ConnectionLost(name, "reset"))
+
+    def counts(self, name: str) -> tuple[int, int]:
+        instance = self.pool.instances[name]
+        return instance.held, instance.draining
+
+
+def chain(*names: str) -> list[Candidate]:
+    """Candidates of one tier; "a>b" puts b one tier after a."""
+    tiers = [name.split(">") for name in names]
+    return [Candidate(instance=n, model="m", tier=tier) for each in tiers for tier, n in enumerate(each)]
+
+
+def granted_without_suspending(pool: Pool, *names: str) -> Lease:
+    """Runs `lease` by hand: it must end at its first step."""
+    with pytest.raises(StopIteration) as end:
+        pool.lease(chain(*names), size=1, patience=60.0).send(None)
+    lease = end.value.value
+    assert isinstance(lease, Lease)
+    return lease
+
+
+async def turns(count: int = 3) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def result(task: Task) -> Lease:
+    async with asyncio.timeout(10):
+        return await task
+
+
+# The line
+
+
+def test_a_caller_that_finds_room_gets_its_lease_without_suspending() -> None:
+    desk = Desk("alpha")
+    lease = granted_without_suspending(desk.pool, "alpha")
+    assert (lease.instance.name, lease.candidate.instance, lease.waited) == ("alpha", "alpha", 0.0)
+    assert desk.counts("alpha") == (1, 0)
+    assert desk.pool.depth == 0
+
+
+async def test_a_caller_that_finds_no_room_waits_until_a_lease_is_released() -> None:
+    desk = Desk("alpha")
+    first = await desk.lease("alpha")
+    second = await desk.waiting("alpha", size=7)
+    desk.clock.advance(3.0)
+    assert (desk.pool.depth, desk.pool.held_bytes, desk.pool.oldest) == (1, 7, 3.0)
+    first.release()
+    assert (desk.pool.depth, desk.pool.held_bytes, desk.pool.oldest) == (0, 0, 0.0)
+    assert (await result(second)).waited == 3.0
+
+
+async def test_a_caller_waits_for_whichever_of_its_candidates_frees_first() -> None:
+    desk = Desk("alpha", "beta")
+    await desk.lease("alpha")
+    beta = await desk.lease("beta")
+    caller = await desk.waiting("alpha", "beta")
+    beta.release()
+    assert (await result(caller)).instance.name == "beta"
+
+
+async def test_the_line_is_first_come_first_served() -> None:
+    desk = Desk("alpha")
+    holder = await desk.lease("alpha")
+    callers = [await desk.waiting("alpha") for _ in range(3)]
+    for caller in callers:
+        holder.release()
+        holder = await result(caller)
+    assert desk.counts("alpha") == (1, 0)
+
+
+async def test_a_call_is_not_stuck_behind_another_that_wants_a_different_instance() -> None:
+    desk = Desk("alpha", "beta")
+    await desk.lease("alpha")
+    await desk.waiting("alpha")
+    assert granted_without_suspending(desk.pool, "beta").instance.name == "beta"
+
+
+async def test_an_arrival_does_not_overtake_a_caller_that_has_not_run_since_its_grant() -> None:
+    desk = Desk("alpha")
+    holder = await desk.lease("alpha")
+    first = await desk.waiting("alpha")
+    holder.release()
+    second = asyncio.create_task(desk.lease("alpha"), name="second")
+    await turns()
+    assert first.done()
+    assert not second.done()
+    first.result().release()
+    await result(second)
+
+
+async def test_releasing_twice_frees_one_place_only() -> None:
+    desk = Desk("alpha")
+    with await desk.lease("alpha") as lease:
+        lease.release()
+        lease.release()
+    await desk.lease("alpha")
+    lease.release()
+    assert desk.counts("alpha") == (1, 0)
+
+
+async def test_a_lease_is_released_when_its_block_raises() -> None:
+    desk = Desk("alpha")
+    with pytest.raises(ZeroDivisionError), await desk.lease("alpha"):
+        raise ZeroDivisionError
+    assert desk.counts("alpha") == (0, 0)
+
+
+# Leaving the line
+
+
+async def test_a_caller_that_leaves_the_line_gives_its_place_to_the_next() -> None:
+    desk = Desk("alpha")
+    holder = await desk.lease("alpha")
+    leaver, stayer = await desk.waiting("alpha"), await desk.waiting("alpha")
+    leaver.cancel()
+    holder.release()
+    assert (await result(stayer)).instance.name == "alpha"
+    assert leaver.cancelled()
+    assert (desk.pool.depth, desk.pool.held_bytes) == (0, 0)
+
+
+async def test_a_caller_cancelled_at_the_very_moment_of_its_grant_gives_the_lease_on() -> None:
+    desk = Desk("alpha")
+    holder = await desk.lease("alpha")
+    leaver, stayer = await desk.waiting("alpha"), await desk.waiting("alpha")
+    holder.release()
+    leaver.cancel()
+    lease = await result(stayer)
+    assert leaver.cancelled()
+    assert desk.counts("alpha") == (1, 0)
+    lease.release()
+    assert desk.counts("alpha") == (0, 0)
+
+
+async def test_a_departure_wakes_nobody() -> None:
+    desk = Desk("alpha")
+    await desk.lease("alpha")
+    leaver, stayer = await desk.waiting("alpha"), await desk.waiting("alpha")
+    leaver.cancel()
+    await turns()
+    assert leaver.cancelled()
+    assert not stayer.done()
+    assert desk.pool.depth == 1
+
+
+async def test_a_caller_whose_patience_ends_is_told_the_setting() -> None:
+    desk = Desk("alpha")
+    await desk.lease("alpha")
+    with pytest.raises(LineTimeout, match=r"timeouts\.line") as told:
+        await desk.lease("alpha", patience=0.001)
+    assert told.value.retry_after is not None
+    assert (desk.pool.depth, desk.pool.held_bytes) == (0, 0)
+
+
+async def test_a_caller_whose_patience_ends_exactly_when_it_is_granted_keeps_the_grant() -> None:
+    desk = Desk("alpha")
+    holder = await desk.lease("alpha")
+    caller = await desk.waiting("alpha", patience=0.0)  # its time-out is due at the next turn
+    holder.release()
+    assert (await result(caller)).state is LeaseState.HELD
+    assert desk.counts("alpha") == (1, 0)
+
+
+async def test_a_caller_whose_patience_ended_just_before_gets_nothing_and_the_next_does() -> None:
+    desk = Desk("alpha")
+    holder = await desk.lease("alpha")
+    late = await desk.waiting("alpha", patience=0.0)
+    stayer = await desk.waiting("alpha")
+    holder.release()
+    with pytest.raises(LineTimeout):
+        await result(late)
+    await result(stayer)
+    assert desk.counts("alpha") == (1, 0)
+
+
+async def test_a_wait_that_is_closed_by_hand_leaves_nothing_behind() -> None:
+    desk = Desk("alpha")
+    await desk.lease("alpha")
+    waiting = desk.pool.lease(chain("alpha"), size=9, patience=60.0)
+    waiting.send(None)
+    assert desk.pool.held_bytes == 9
+    waiting.close()
+    assert (desk.pool.depth, desk.pool.held_bytes) == (0, 0)
+
+
+# Bounds
+
+
+async def test_a_full_line_refuses_the_next_caller_and_names_the_setting() -> None:
+    desk = Desk("alpha", line={"max_calls": 1})
+    await desk.lease("alpha")
+    await desk.waiting("alpha")
+    with pytest.raises(LineFull, match=r"line\.max_calls") as told:
+        await desk.lease("alpha")
+    assert 1.0 <= (told.value.retry_after or 0.0) <= 30.0
+    assert desk.pool.depth == 1
+
+
+async def test_the_line_is_bounded_in_bytes() -> None:
+    desk = Desk("alpha", line={"max_bytes": 100})
+    await desk.lease("alpha", size=1000)
+    await desk.waiting("alpha", size=60)
+    with pytest.raises(LineFull, match=r"line\.max_bytes"):
+        await desk.lease("alpha", size=41)
+    await desk.waiting("alpha", size=40)
+    assert desk.pool.held_bytes == 100
+
+
+def test_a_line_without_places_still_lets_calls_through() -> None:
+    desk = Desk("alpha", line={"max_calls": 0, "max_bytes": 0})
+    assert granted_without_suspending(desk.pool, "alpha").state is LeaseState.HELD
+
+
+@pytest.mark.parametrize(("limit", "places"), [(1, 32), (5, 40)])
+async def test_without_a_bound_the_line_holds_eight_for_each_call_at_once(limit: int, places: int) -> None:
+    desk = Desk("alpha", limit=limit)
+    for _ in range(limit):
+        await desk.lease("alpha")
+    callers = [await desk.waiting("alpha") for _ in range(places)]
+    with pytest.raises(LineFull):
+        await desk.lease("alpha")
+    assert desk.pool.depth == len(callers)
+
+
+async def test_the_estimate_grows_with_the_line_and_with_what_a_call_usually_takes() -> None:
+    desk = Desk("alpha")
+    assert desk.pool.estimate() == 5.0  # nothing was seen yet
+    lease = await desk.lease("alpha")
+    lease.answered()
+    desk.clock.advance(4.0)
+    lease.release()
+    assert desk.pool.estimate() == 4.0
+    await desk.lease("alpha")
+    for expected in (8.0, 12.0):
+        await desk.waiting("alpha")
+        assert desk.pool.estimate() == expected
+    for _ in range(20):
+        await desk.waiting("alpha")
+    assert desk.pool.estimate() == 30.0
+
+
+# Which instance
+
+
+async def test_the_least_loaded_instance_is_taken() -> None:
+    desk = Desk("alpha", "beta", limit=2)
+    names = [(await desk.lease("alpha", "beta")).instance.name for _ in range(4)]
+    assert set(names[:2]) == set(names[2:]) == {"alpha", "beta"}
+
+
+async def test_a_busy_instance_is_waited_for_rather_than_fallen_back_from() -> None:
+    desk = Desk("alpha", "beta")
+    holder = await desk.lease("alpha")
+    caller = await desk.waiting("alpha>beta")
+    holder.release()
+    assert (await result(caller)).instance.name == "alpha"
+
+
+async def test_a_waiting_call_falls_back_when_its_tier_is_no_longer_fit() -> None:
+    desk = Desk("alpha", "beta")
+    await desk.lease("alpha")
+    caller = await desk.waiting("alpha>beta")
+    desk.pool.observe("alpha", ok=False, problem="no answer")
+    assert (await result(caller)).candidate.tier == 1
+
+
+async def test_a_waiting_call_is_told_at_once_when_nothing_is_fit_any_more() -> None:
+    desk = Desk("alpha", "beta")
+    await desk.lease("alpha")
+    caller = await desk.waiting("alpha")
+    desk.pool.observe("alpha", ok=False, problem="no answer from 10.0.0.1")
+    with pytest.raises(NoInstance, match=r"\(alpha is down\)$"):
+        await result(caller)
+    assert desk.pool.depth == 0
+
+
+async def test_a_call_nobody_could_serve_is_told_without_waiting() -> None:
+    desk = Desk("alpha", drain="alpha")
+    for names in (["alpha"], ["gone"], []):
+        with pytest.raises(NoInstance) as told:
+            await desk.lease(*names)
+        assert told.value.retry_after == 5.0
+
+
+# Draining
+
+
+async def test_a_call_whose_client_left_before_the_first_token_still_counts() -> None:
+    desk = Desk("alpha")
+    lease = await desk.lease("alpha")
+    lease.sent()
+    lease.release()
+    assert desk.counts("alpha") == (0, 1)
+    caller = await desk.waiting("alpha")
+    desk.clock.advance(1.9)
+    assert desk.counts("alpha") == (0, 1)
+    desk.clock.advance(0.2)  # 2 s: what a first token takes until one was seen
+    await result(caller)
+    assert lease.state is LeaseState.FREE
+    assert desk.counts("alpha") == (1, 0)
+    assert desk.clock.pending() == []
+
+
+async def test_it_counts_as_long_as_a_first_token_usually_takes_after_sending() -> None:
+    desk = Desk("alpha")
+    with await desk.lease("alpha") as lease:
+        lease.sent()
+        desk.clock.advance(8.0)
+        lease.answered()
+    left = await desk.lease("alpha")
+    left.sent()
+    desk.clock.advance(3.0)
+    left.release()
+    desk.clock.advance(4.9)
+    assert desk.counts("alpha") == (0, 1)
+    desk.clock.advance(0.1)
+    assert desk.counts("alpha") == (0, 0)
+
+
+async def test_it_counts_no_longer_than_the_grace() -> None:
+    desk = Desk("alpha", line={"drain_grace": 0.5})
+    lease = await desk.lease("alpha")
+    lease.sent()
+    lease.release()
+    desk.clock.advance(0.5)
+    assert desk.counts("alpha") == (0, 0)
+
+
+async def test_an_answer_to_a_call_sent_after_the_drain_began_ends_it() -> None:
+    desk = Desk("alpha", limit=3)
+    left, earlier = await desk.lease("alpha"), await desk.lease("alpha")
+    left.sent()
+    earlier.sent()
+    left.release()
+    earlier.answered()
+    assert desk.counts("alpha") == (1, 1)
+    desk.clock.advance(0.1)
+    later = await desk.lease("alpha")
+    later.sent()
+    later.answered()
+    assert desk.counts("alpha") == (2, 0)
+    assert desk.clock.pending() == []
+
+
+async def test_a_call_that_was_never_sent_was_answered_or_lost_its_peer_leaves_nothing_to_drain() -> None:
+    desk = Desk("alpha")
+    (await desk.lease("alpha")).release()
+    answered = await desk.lease("alpha")
+    answered.sent()
+    answered.answered()
+    answered.release()
+    for error in (ConnectFailed("alpha", "refused"), ConnectionLost("alpha", "reset"), Refused("alpha", 400, "no")):
+        with await desk.lease("alpha") as lease:
+            lease.sent()
+            lease.failed(error)
+        assert desk.counts("alpha") == (0, 0)
+
+
+@pytest.mark.parametrize("error", [FirstTokenTimeout("alpha", "silent"), CallTimeout(9.0)])
+async def test_a_call_we_gave_up_waiting_for_drains(error: FirstTokenTimeout | CallTimeout) -> None:
+    desk = Desk("alpha")
+    with await desk.lease("alpha") as lease:
+        lease.sent()
+        lease.failed(error)
+    assert desk.counts("alpha") == (0, 1)
+
+
+# Breaker and health
+
+
+async def test_failures_in_a_row_take_an_instance_out_and_one_trial_brings_it_back() -> None:
+    desk = Desk("alpha", limit=2)
+    await desk.fail("alpha")
+    with pytest.raises(NoInstance, match=r"\(alpha is open\)") as told:
+        await desk.lease("alpha")
+    assert told.value.retry_after == 10.0
+    desk.clock.advance(10.0)
+    trial = await desk.lease("alpha")
+    with pytest.raises(NoInstance, match=r"\(alpha is half_open\)"):
+        await desk.lease("alpha")
+    trial.sent()
+    trial.answered()
+    await desk.lease("alpha")
+    assert desk.heard.of == [
+        ("alpha", "open", "2 failed calls in a row, the last: upstream_reset"),
+        ("alpha", "half_open", "its cool-down has passed: one call may try it"),
+        ("alpha", "closed", "its trial call was answered"),
+    ]
+    assert desk.clock.pending() == []
+
+
+async def test_the_end_of_a_cooldown_serves_those_who_wait() -> None:
+    desk = Desk("alpha", "beta")
+    await desk.fail("alpha")
+    await desk.lease("beta")
+    caller = await desk.waiting("alpha", "beta")
+    desk.clock.advance(10.0)
+    assert (await result(caller)).instance.name == "alpha"
+
+
+async def test_a_cooldown_timer_that_fires_early_is_set_again() -> None:
+    desk = Desk("alpha")
+    await desk.fail("alpha")
+    [timer] = desk.clock.pending()
+    desk.clock.timers.remove(timer)
+    desk.clock.seconds += 9.999
+    timer.callback()
+    assert desk.pool.instances["alpha"].state(desk.clock.now()) == "open"
+    desk.clock.advance(0.01)
+    assert desk.heard.of[-1][1] == "half_open"
+
+
+async def test_a_trial_whose_client_leaves_gives_its_turn_back() -> None:
+    desk = Desk("alpha", limit=2)
+    await desk.fail("alpha")
+    desk.clock.advance(10.0)
+    trial = await desk.lease("alpha")
+    trial.sent()
+    trial.release()
+    assert desk.counts("alpha") == (0, 1)
+    (await desk.lease("alpha")).release()
+
+
+async def test_busy_and_the_clients_own_mistakes_do_not_count() -> None:
+    desk = Desk("alpha")
+    for error in (Refused("alpha", 503, "server busy"), Refused("alpha", 429, "slow down"), Refused("alpha", 400, "")):
+        for _ in range(5):
+            with await desk.lease("alpha") as lease:
+                lease.failed(error)
+    assert desk.heard.of == []
+
+
+async def test_one_call_counts_once() -> None:
+    desk = Desk("alpha")
+    with await desk.lease("alpha") as lease:
+        for _ in range(5):
+            lease.failed(ConnectionLost("alpha", "reset"))
+    lease.failed(ConnectionLost("alpha", "reset"))
+    assert desk.heard.of == []
+
+
+async def test_probes_take_an_instance_out_and_bring_it_back_without_touching_its_breaker() -> None:
+    desk = Desk("alpha", health={"fall": 2, "rise": 1})
+    await desk.fail("alpha")
+    alpha = desk.pool.instances["alpha"]
+    assert alpha.problem == "2 failed calls in a row, the last: upstream_reset"
+    for ok in (True, False, False):
+        desk.pool.observe("alpha", ok, "" if ok else "no answer")
+    assert (alpha.state(desk.clock.now()), alpha.problem) == ("down", "no answer")
+    desk.pool.observe("alpha", ok=True, problem="")
+    assert alpha.state(desk.clock.now()) == "open"
+    assert [told for told in desk.heard.of if told[1] in ("healthy", "down")] == [
+        ("alpha", "healthy", ""),
+        ("alpha", "down", "no answer"),
+        ("alpha", "healthy", ""),
+    ]
+
+
+def test_an_instance_nobody_has_probed_takes_calls() -> None:
+    desk = Desk("alpha")
+    alpha = desk.pool.instances["alpha"]
+    assert (alpha.state(0.0), alpha.healthy, alpha.fit(0.0), alpha.available(0.0)) == ("unknown", True, True, True)
+    desk.pool.observe("alpha", ok=True, problem="")
+    desk.pool.observe("nobody", ok=False, problem="gone")
+    assert alpha.state(0.0) == "healthy"
+
+
+# A new configuration
+
+
+async def test_a_higher_limit_serves_those_who_wait_at_once() -> None:
+    desk = Desk("alpha")
+    await desk.lease("alpha")
+    caller = await desk.waiting("alpha")
+    desk.pool.reconcile(a_config("alpha", limit=2))
+    await result(caller)
+    assert desk.counts("alpha") == (2, 0)
+
+
+async def test_a_lower_limit_takes_nothing_back_and_is_reached_as_calls_end() -> None:
+    desk = Desk("alpha", limit=3)
+    held = [await desk.lease("alpha") for _ in range(3)]
+    caller = await desk.waiting("alpha")
+    desk.pool.reconcile(a_config("alpha", limit=1))
+    assert desk.counts("alpha") == (3, 0)
+    for lease in held[:2]:
+        lease.release()
+        await turns()
+        assert not caller.done()
+    held[2].release()
+    await result(caller)
+    assert desk.counts("alpha") == (1, 0)
+
+
+async def test_an_instance_that_stays_keeps_its_leases_and_its_breaker() -> None:
+    desk = Desk("alpha", limit=2)
+    alpha = desk.pool.instances["alpha"]
+    with await desk.lease("alpha"):
+        await desk.fail("alpha")
+        desk.pool.reconcile(a_config("beta", "alpha", limit=2))
+        assert list(desk.pool.instances) == ["beta", "alpha"]
+        assert desk.pool.instances["alpha"] is alpha
+        assert alpha.state(desk.clock.now()) == "open"
+        assert desk.counts("alpha") == (1, 0)
+
+
+async def test_a_removed_instance_finishes_what_runs_and_takes_nothing_new() -> None:
+    desk = Desk("alpha", "beta")
+    running = await desk.lease("alpha")
+    await desk.lease("beta")
+    caller, doomed = await desk.waiting("alpha", "beta"), await desk.waiting("alpha")
+    desk.pool.reconcile(a_config("beta"))
+    with pytest.raises(NoInstance):
+        await result(doomed)
+    assert (running.instance.removed, running.instance.state(0.0)) == (True, "drained")
+    running.sent()
+    running.answered()
+    running.release()
+    await turns()
+    assert running.instance.held == 0
+    assert not caller.done()
+
+
+async def test_another_url_is_another_instance_and_waiting_calls_go_there() -> None:
+    desk = Desk("alpha")
+    await desk.lease("alpha")
+    caller = await desk.waiting("alpha")
+    moved = Config.model_validate({"instances": [{"name": "alpha", "url": "http://elsewhere:11434"}]})
+    desk.pool.reconcile(moved)
+    assert (await result(caller)).instance is desk.pool.instances["alpha"]
+    assert desk.counts("alpha") == (1, 0)
+
+
+async def test_the_breaker_of_a_removed_instance_leaves_no_timer() -> None:
+    desk = Desk("alpha")
+    await desk.fail("alpha")
+    assert len(desk.clock.pending()) == 1
+    desk.pool.reconcile(a_config("beta"))
+    assert desk.clock.pending() == []
+
+
+# Races
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+async def test_ten_thousand_callers_cancelled_around_their_grants_leak_nothing(limit: int) -> None:
+    chance = random.Random(limit)  # noqa: S311
+    loop = asyncio.get_running_loop()
+    line = {"max_calls": 20_000, "drain_grace": 0.001}
+    pool = Pool(
+        a_config("alpha", limit=limit, line=line),
+        now=loop.time,
+        later=loop.call_later,
+        random=chance.random,
+        observer=Heard(),
+    )
+    alpha = pool.instances["alpha"]
+    served = 0
+
+    async def call() -> None:
+        nonlocal served
+        with await pool.lease(chain("alpha"), size=3, patience=chance.choice([0.0, 0.05, 60.0])) as lease:
+            assert alpha.held + alpha.draining <= limit
+            served += 1
+            if chance.random() < 0.1:
+                lease.sent()
+            if chance.random() < 0.5:
+                await asyncio.sleep(0)
+            if chance.random() < 0.9:
+                lease.answered()
+
+    tasks: list[asyncio.Task[None]] = []
+    async with asyncio.timeout(120):
+        for _ in range(10_000):
+            tasks.append(asyncio.create_task(call(), name="call"))
+            if chance.random() < 0.4:
+                await asyncio.sleep(0)
+            if chance.random() < 0.5:
+                chance.choice(tasks[-8:]).cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        while alpha.draining:  # noqa: ASYNC110  # nobody tells of the end of a drain
+            await asyncio.sleep(0)
+    told = {type(outcome) for outcome in outcomes if outcome is not None}
+    assert told == {asyncio.CancelledError, LineTimeout}
+    assert served > 1000
+    assert (alpha.held, alpha.draining, pool.depth, pool.held_bytes) == (0, 0, 0, 0)

@@ -1,0 +1,374 @@
+"""Anything may happen to a pool, in any order, on a loop whose time is ours; what it promises holds after every step.
+
+Rules that do not turn the loop leave asyncio tasks between their wake-up and their next step: that is where a grant
+meets a cancellation, a limit or a time-out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from gateway.call import Candidate
+from gateway.config import Config
+from gateway.errors import (
+    CallTimeout,
+    CapacityError,
+    ConnectFailed,
+    ConnectionLost,
+    FirstTokenTimeout,
+    LineFull,
+    LineTimeout,
+    NoInstance,
+    Refused,
+    UpstreamError,
+)
+from gateway.instances import FirstCome, Instance, Lease, LeaseState, Pool, Waiter
+
+NAMES = ("alpha", "beta", "gamma")
+ERRORS: tuple[Callable[[str], UpstreamError], ...] = (
+    lambda name: ConnectFailed(name, "refused"),
+    lambda name: ConnectionLost(name, "reset"),
+    lambda name: FirstTokenTimeout(name, "silent"),
+    lambda name: Refused(name, 503, "server busy"),
+    lambda name: Refused(name, 500, "it broke"),
+    lambda _: CallTimeout(1.0),
+)
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """A loop that turns once when told to, and whose time passes when told to."""
+
+    seconds = 1000.0
+
+    def time(self) -> float:
+        return self.seconds
+
+    def turn(self) -> None:
+        self.call_soon(self.stop)
+        self.run_forever()
+
+    def settle(self) -> None:
+        for _ in range(8):
+            self.turn()
+
+    def timers(self) -> list[asyncio.TimerHandle]:
+        return [handle for handle in self._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
+
+
+@dataclass(eq=False)
+class Caller:
+    number: int
+    size: int
+    task: asyncio.Task[Lease]
+    waiter: Waiter | None = None
+    cancelled: bool = False
+
+
+class Watched(FirstCome):
+    """First come first served, with a look over its shoulder at every grant."""
+
+    def __init__(self) -> None:
+        self.granted: list[Waiter] = []
+        self.instances: Callable[[], dict[str, Instance]] = dict
+        self.now: Callable[[], float] = lambda: 0.0
+
+    def wanted(self, waiter: Waiter) -> set[str]:
+        """The instances that could serve it now, full or not; told apart from what the line itself computes."""
+        tiers: dict[int, set[str]] = {}
+        for c in waiter.candidates:
+            instance = self.instances().get(c.instance)
+            if instance and instance.state(self.now()) in ("unknown", "healthy", "half_open") and self.fit(instance):
+                tiers.setdefault(c.tier, set()).add(c.instance)
+        return tiers[min(tiers)] if tiers else set()
+
+    def fit(self, instance: Instance) -> bool:
+        return instance.breaker.allows(self.now())
+
+    def room(self, name: str) -> bool:
+        instance = self.instances()[name]
+        return instance.held + instance.draining < instance.limit
+
+    def choose(
+        self, waiting: Iterable[Waiter], options: Callable[[Waiter], Sequence[Candidate]]
+    ) -> Iterator[tuple[Waiter, Candidate]]:
+        line = list(waiting)
+        for waiter, candidate in super().choose(line, options):
+            assert candidate.instance in self.wanted(waiter)
+            assert self.room(candidate.instance), "granted beyond the limit"
+            for earlier in line[: line.index(waiter)]:
+                overtaken = earlier.outcome is None and candidate.instance in self.wanted(earlier)
+                assert not overtaken, "an earlier call wanted the same instance"
+            self.granted.append(waiter)
+            yield waiter, candidate
+
+
+class Silent:
+    def health_changed(self, instance: str, healthy: bool, why: str) -> None:
+        pass
+
+    def breaker_changed(self, instance: str, state: str, why: str) -> None:
+        pass
+
+
+instance_settings = st.fixed_dictionaries(
+    {"limit": st.integers(1, 3), "drain": st.sampled_from([False, False, False, True]), "moved": st.booleans()}
+)
+pools = st.dictionaries(st.sampled_from(NAMES), instance_settings, min_size=1)
+candidates = st.lists(
+    st.builds(
+        Candidate,
+        instance=st.sampled_from(NAMES),
+        model=st.just("m"),
+        tier=st.integers(0, 1),
+        rank=st.integers(0, 1),
+    ),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda c: c.instance,
+).map(tuple)
+
+
+class PoolMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = VirtualLoop()
+        self.order = Watched()
+        self.callers: list[Caller] = []
+        self.seen: dict[int, Instance] = {}
+        self.jumped = False
+
+    @initialize(pool=pools, chance=st.floats(0.0, 0.99))
+    def begin(self, pool: dict[str, dict[str, int]], chance: float) -> None:
+        self.order.now = self.loop.time
+        self.pool = Pool(
+            self.config(pool, max_calls=8),
+            now=self.loop.time,
+            later=self.loop.call_later,
+            random=lambda: chance,
+            observer=Silent(),
+            order=self.order,
+        )
+        self.order.instances = lambda: dict(self.pool.instances)
+        self.look()
+
+    def config(self, pool: dict[str, dict[str, int]], *, max_calls: int) -> Config:
+        instances = [
+            {
+                "name": name,
+                "url": f"http://{name}{'-moved' * each['moved']}:11434",
+                "max_concurrent": each["limit"],
+                "drain": each["drain"],
+            }
+            for name, each in pool.items()
+        ]
+        return Config.model_validate(
+            {
+                "instances": instances,
+                "line": {"max_calls": max_calls, "max_bytes": 500, "drain_grace": 5.0},
+                "breaker": {"failures": 2, "connects": 2, "cooldown": 4.0, "max_cooldown": 10.0},
+                "health": {"fall": 2, "rise": 2},
+            }
+        )
+
+    def look(self) -> None:
+        for instance in self.pool.instances.values():
+            self.seen.setdefault(id(instance), instance)
+
+    # What can happen
+
+    @rule(candidates=candidates, size=st.integers(0, 120), patience=st.sampled_from([1.0, 10.0, 100.0]))
+    def arrive(self, candidates: tuple[Candidate, ...], size: int, patience: float) -> None:
+        coroutine = self.pool.lease(candidates, size=size, patience=patience)
+        caller = Caller(len(self.callers), size, self.loop.create_task(coroutine))
+        before = set(self.pool._line._waiting)
+        self.callers.append(caller)
+        self.turn()
+        joined = set(self.pool._line._waiting) - before
+        assert len(joined) <= 1
+        caller.waiter = joined.pop() if joined else None
+        assert caller.waiter or caller.task.done(), "a call that does not wait is answered without suspending"
+
+    def pending(self) -> list[Caller]:
+        return [caller for caller in self.callers if not caller.task.done()]
+
+    @precondition(lambda self: self.pending())
+    @rule(data=st.data())
+    def cancel_a_caller(self, data: st.DataObject) -> None:
+        caller = data.draw(st.sampled_from(self.pending()))
+        caller.cancelled = True
+        caller.task.cancel()
+
+    def handed_over(self) -> list[Caller]:
+        return [c for c in self.pending() if c.waiter and isinstance(c.waiter.outcome, Lease)]
+
+    @precondition(lambda self: self.handed_over())
+    @rule()
+    def cancel_all_that_were_granted_and_do_not_know_it(self) -> None:
+        for caller in self.handed_over():
+            caller.cancelled = True
+            caller.task.cancel()
+
+    @rule()
+    def turn(self) -> None:
+        self.loop.turn()
+        self.jumped = False
+
+    def owned(self) -> list[Lease]:
+        """Leases their callers have in hand."""
+        results = [c.task.result() for c in self.callers if c.task.done() and _granted(c.task)]
+        return [lease for lease in results if lease.state is LeaseState.HELD]
+
+    @precondition(lambda self: self.owned())
+    @rule(data=st.data(), twice=st.booleans())
+    def release(self, data: st.DataObject, twice: bool) -> None:
+        lease = data.draw(st.sampled_from(self.owned()))
+        with lease:
+            pass
+        if twice:
+            lease.release()
+
+    @precondition(lambda self: self.owned())
+    @rule(data=st.data(), answered=st.booleans())
+    def a_call_goes_on(self, data: st.DataObject, answered: bool) -> None:
+        lease = data.draw(st.sampled_from(self.owned()))
+        lease.sent()
+        if answered:
+            lease.answered()
+
+    @precondition(lambda self: self.owned())
+    @rule(data=st.data(), kind=st.sampled_from(ERRORS), leaves=st.booleans())
+    def a_call_fails(self, data: st.DataObject, kind: Callable[[str], UpstreamError], leaves: bool) -> None:
+        lease = data.draw(st.sampled_from(self.owned()))
+        lease.failed(kind(lease.instance.name))
+        if leaves:
+            lease.release()
+
+    @rule(pool=pools, max_calls=st.integers(0, 8))
+    def reconcile(self, pool: dict[str, dict[str, int]], max_calls: int) -> None:
+        before = dict(self.pool.instances)
+        self.pool.reconcile(self.config(pool, max_calls=max_calls))
+        self.look()
+        for name, instance in before.items():
+            assert instance.removed is (self.pool.instances.get(name) is not instance)
+
+    @rule(data=st.data(), limit=st.integers(1, 4))
+    def only_a_limit_changes(self, data: st.DataObject, limit: int) -> None:
+        name = data.draw(st.sampled_from(list(self.pool.instances)))
+        config = self.pool._config
+        changed = tuple(
+            each.model_copy(update={"max_concurrent": limit}) if each.name == name else each
+            for each in config.instances
+        )
+        before = dict(self.pool.instances)
+        self.pool.reconcile(config.model_copy(update={"instances": changed}))
+        assert dict(self.pool.instances) == before, "a new limit keeps the instance"
+
+    @rule(name=st.sampled_from(NAMES), ok=st.booleans(), times=st.integers(1, 2))
+    def probe(self, name: str, ok: bool, times: int) -> None:
+        for _ in range(times):
+            self.pool.observe(name, ok, "" if ok else "no answer")
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 3.0, 12.0, 101.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.loop.seconds += seconds
+        self.loop.settle()
+        self.jumped = False
+
+    @rule(seconds=st.sampled_from([1.0, 5.0, 101.0]))
+    def time_is_up_but_no_timer_has_run_yet(self, seconds: float) -> None:
+        self.loop.seconds += seconds
+        self.jumped = True
+
+    # What holds whatever happened
+
+    def leases(self) -> list[Lease]:
+        """Every lease ever granted."""
+        return [w.outcome for w in self.order.granted if isinstance(w.outcome, Lease)]
+
+    @invariant()
+    def every_lease_is_counted_once(self) -> None:
+        leases = self.leases()
+        assert len(leases) == len(self.order.granted), "granted and then lost"
+        for instance in self.seen.values():
+            mine = [lease.state for lease in leases if lease.instance is instance]
+            assert instance.held == mine.count(LeaseState.HELD)
+            assert instance.draining == mine.count(LeaseState.DRAINING)
+
+    @invariant()
+    def every_held_lease_has_exactly_one_owner(self) -> None:
+        in_hand = self.owned()
+        under_way = [c.waiter.outcome for c in self.handed_over() if c.waiter]
+        held = [lease for lease in self.leases() if lease.state is LeaseState.HELD]
+        assert sorted(map(id, [*in_hand, *under_way])) == sorted(map(id, held))
+
+    @invariant()
+    def the_line_holds_exactly_those_who_wait(self) -> None:
+        waiting = [c for c in self.pending() if c.waiter and c.waiter.outcome is None]
+        assert list(self.pool._line._waiting) == [c.waiter for c in waiting]
+        assert self.pool.depth == len(waiting)
+        assert self.pool.held_bytes == sum(c.size for c in waiting)
+        heads = [c.waiter.since for c in waiting if c.waiter]
+        assert self.pool.oldest == (self.loop.time() - heads[0] if heads else 0.0)
+
+    @invariant()
+    def nobody_waits_for_what_is_free_or_for_what_cannot_come(self) -> None:
+        for waiter in [] if self.jumped else self.pool._line:
+            wanted = self.order.wanted(waiter)
+            assert wanted, "waits in vain"
+            assert not any(self.order.room(name) for name in wanted), "waits although there is room"
+
+    @invariant()
+    def a_caller_gets_a_lease_or_a_word_why_not(self) -> None:
+        for caller in self.callers:
+            if caller.task.done() and not caller.task.cancelled() and (error := caller.task.exception()):
+                assert isinstance(error, LineFull | LineTimeout | NoInstance)
+                assert isinstance(error, CapacityError)
+                assert 1.0 <= (error.retry_after or 0.0) <= 30.0
+            assert not caller.task.done() or caller.task.cancelled() is caller.cancelled
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "pool"):
+                self.wind_down()
+        finally:
+            self.loop.close()
+
+    def wind_down(self) -> None:
+        """When everybody has gone and time has passed, nothing is left: no lease, no place in line, no timer."""
+        while self.pending() or self.owned():
+            for caller in self.pending():
+                caller.cancelled = True
+                caller.task.cancel()
+            for lease in self.owned():
+                lease.release()
+            self.loop.turn()
+        for _ in range(4):
+            self.loop.seconds += 20.0
+            self.loop.settle()
+        self.jumped = False
+        self.every_lease_is_counted_once()
+        self.the_line_holds_exactly_those_who_wait()
+        assert all(lease.state is LeaseState.FREE for lease in self.leases())
+        assert (self.pool.depth, self.pool.held_bytes, self.pool.oldest) == (0, 0, 0.0)
+        assert self.loop.timers() == []
+
+
+def _granted(task: asyncio.Task[Lease]) -> bool:
+    return not task.cancelled() and task.exception() is None
+
+
+def test_anything_in_any_order() -> None:
+    run_state_machine_as_test(PoolMachine, settings=settings(max_examples=120, stateful_step_count=50, deadline=None))

@@ -1,0 +1,124 @@
+"""A new configuration while calls run: nothing in flight is touched, and what does not load changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.config_file import Loaded
+from gateway.errors import ConfigError, Problem
+from gateway.simulator import Behaviour
+from tests.house import House, ask
+
+
+@dataclass
+class Given:
+    """A source of configurations under the test's control."""
+
+    house: House
+    keys: dict[str, Any] = field(default_factory=dict)
+    broken: bool = False
+    version: int = 0
+
+    def load(self) -> Loaded:
+        if self.broken:
+            raise ConfigError("the test", [Problem("line.max_calls", "must be 0 or more, found -1", 3, 1)])
+        return self.house.loaded(**self.keys)
+
+    def fingerprint(self) -> str:
+        return str(self.version)
+
+
+def reloadable(house: House) -> Given:
+    house.engine._source = given = Given(house)
+    return given
+
+
+def with_limit(house: House, name: str, limit: int) -> list[dict[str, Any]]:
+    return [
+        {"name": one, "url": simulator.url, "max_concurrent": limit if one == name else 4}
+        for one, simulator in house.simulators.items()
+    ]
+
+
+async def test_a_reload_under_load_touches_no_call() -> None:
+    behaviour = Behaviour(parallel=8, per_second=300)
+    async with House({"alpha": behaviour, "beta": behaviour}) as house:
+        given = reloadable(house)
+        calls = [asyncio.create_task(house.chat(f"{n}", stream=True), name=f"call {n}") for n in range(16)]
+        for limit in range(1, 9):
+            given.keys = {"instances": with_limit(house, "alpha", limit)}
+            assert house.engine.reload()
+            await house.chat("between")
+        replies = await asyncio.gather(*calls)
+        assert all(reply.status == 200 and reply.events[-1] == "[DONE]" for reply in replies)
+
+
+async def test_a_configuration_that_does_not_load_changes_nothing_and_says_why() -> None:
+    async with House({"alpha": Behaviour()}) as house:
+        given = reloadable(house)
+        before = house.engine.config
+        given.broken = True
+        assert not house.engine.reload()
+        assert house.engine.config is before
+        assert any(line["event"] == "config.problem" and line["line"] == 3 for line in house.lines)
+        assert "gateway_config_last_reload_successful 0.0" in (await house.get("/metrics")).body.decode()
+        assert (await house.chat()).status == 200
+
+
+async def test_an_instance_that_is_removed_finishes_what_it_has_and_gets_no_more() -> None:
+    async with House({"alpha": Behaviour(), "beta": Behaviour()}) as house:
+        given = reloadable(house)
+        for simulator in house.simulators.values():
+            simulator.faults.arm("hang_mid_stream", path="/v1", after=1)
+        async with house.asking(ask("x", stream=True)) as wire:
+            await wire.until(b"data: ")
+            name = "alpha" if b"x-gateway-instance: alpha" in wire.seen else "beta"
+            other = {"alpha": "beta", "beta": "alpha"}[name]
+            house.simulator(other).faults.clear()
+            given.keys = {"instances": [one for one in with_limit(house, "", 4) if one["name"] == other]}
+            assert house.engine.reload()
+            assert house.simulator(name).busy == 1
+            for _ in range(4):
+                assert (await house.chat()).instance == other
+            wire.leave()
+            await house.simulator(name).until(lambda: house.simulator(name).connections == 0)
+
+
+async def test_an_instance_that_is_added_is_asked_for_its_models_and_used() -> None:
+    async with House({"alpha": Behaviour(), "beta": Behaviour()}) as house:
+        given = reloadable(house)
+        everything = with_limit(house, "", 4)
+        given.keys = {"instances": everything[:1]}
+        assert house.engine.reload()
+        given.keys = {"instances": everything}
+        assert house.engine.reload()
+        await house.until(lambda: house.engine.catalog.has("beta", "llama3.1:8b"))
+        seen = {(await house.chat()).instance for _ in range(40)}
+        assert seen == {"alpha", "beta"}
+
+
+async def test_waiting_calls_keep_their_place_and_use_a_raised_limit() -> None:
+    async with House({"alpha": Behaviour(parallel=8)}, instances={"alpha": {"max_concurrent": 1}}) as house:
+        given = reloadable(house)
+        house.simulator("alpha").faults.arm("hang_mid_stream", path="/v1", after=1)
+        async with house.asking(ask("x", stream=True)) as holder:
+            await holder.until(b"data: ")
+            waiting = asyncio.create_task(house.chat(), name="waiting")
+            await house.until(lambda: house.engine.pool.depth == 1)
+            given.keys = {"instances": with_limit(house, "alpha", 2)}
+            assert house.engine.reload()
+            assert (await waiting).status == 200
+            holder.leave()
+
+
+async def test_sighup_reads_the_configuration_anew() -> None:
+    async with House({"alpha": Behaviour()}) as house:
+        given = reloadable(house)
+        given.keys = {"instances": with_limit(house, "alpha", 7)}
+        os.kill(os.getpid(), signal.SIGHUP)
+        await house.until(lambda: house.engine.pool.instances["alpha"].limit == 7)
+        assert any(line["event"] == "config.applied" and "~ instance alpha" in line["changes"] for line in house.lines)

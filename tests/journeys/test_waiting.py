@@ -1,0 +1,146 @@
+"""All instances are busy: the line, its bounds, and what a waiting client hears."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from gateway.simulator import Behaviour
+from tests.house import MODEL, House, ask
+
+HANG = {"path": "/v1", "after": 1}
+
+
+def one(limit: int = 1, **config: object) -> House:
+    return House({"alpha": Behaviour(parallel=8)}, config, {"alpha": {"max_concurrent": limit}})
+
+
+async def test_an_instance_is_never_given_more_calls_than_it_can_take() -> None:
+    behaviour = Behaviour(parallel=8, first_token=0.002, per_second=2000)
+    limits = {"alpha": {"max_concurrent": 2}, "beta": {"max_concurrent": 1}}
+    async with House({"alpha": behaviour, "beta": behaviour}, instances=limits) as house:
+        replies = await asyncio.gather(*(house.chat(f"{n}", stream=n % 2 == 0) for n in range(24)))
+        assert {reply.status for reply in replies} == {200}
+        assert house.simulator("alpha").peak <= 2
+        assert house.simulator("beta").peak <= 1
+        assert {reply.instance for reply in replies} == {"alpha", "beta"}
+
+
+async def test_calls_are_served_in_the_order_they_came() -> None:
+    async with one() as house:
+        alpha = house.simulator("alpha")
+        alpha.faults.arm("hang_mid_stream", **HANG)
+        async with house.asking(ask("x", stream=True)) as holder:
+            await holder.until(b"data: ")
+            waiting = []
+            for number in range(5):
+                waiting.append(asyncio.create_task(house.chat(f"say: {number}"), name=f"caller {number}"))
+                await house.until(lambda: house.engine.pool.depth == len(waiting))
+            holder.leave()
+            await asyncio.gather(*waiting)
+        served = [json.loads(seen.body)["messages"][0]["content"] for seen in alpha.requests if seen.method == "POST"]
+        assert served == ["x"] + [f"say: {number}" for number in range(5)]
+
+
+async def test_a_full_line_is_429_with_the_time_to_come_back_and_the_setting() -> None:
+    async with one(line={"max_calls": 1}) as house:
+        house.simulator("alpha").faults.arm("hang_mid_stream", **HANG)
+        async with house.asking(ask("x", stream=True)) as holder, house.asking(ask("y")) as waiting:
+            await holder.until(b"data: ")
+            await house.until(lambda: house.engine.pool.depth == 1)
+            reply = await house.chat()
+            assert (reply.status, reply.json["error"]["type"]) == (429, "rate_limit_error")
+            assert "line.max_calls" in reply.json["error"]["message"]
+            assert 1 <= int(reply.headers["retry-after"]) <= 30
+            assert int(reply.headers["retry-after-ms"]) >= 1000
+            assert await house.metric("gateway_rejections_total", route="by-model", reason="line_full") == 1
+            holder.leave()
+            waiting.leave()
+
+
+async def test_a_line_full_of_bytes_is_429_too() -> None:
+    async with one(line={"max_bytes": 200}) as house:
+        house.simulator("alpha").faults.arm("hang_mid_stream", **HANG)
+        async with house.asking(ask("x", stream=True)) as holder:
+            await holder.until(b"data: ")
+            reply = await house.chat("y" * 500)
+            assert reply.status == 429
+            assert "line.max_bytes" in reply.json["error"]["message"]
+            holder.leave()
+
+
+async def test_who_waited_the_whole_allowance_is_told_429() -> None:
+    async with one(timeouts={"line": 0.1}) as house:
+        house.simulator("alpha").faults.arm("hang_mid_stream", **HANG)
+        async with house.asking(ask("x", stream=True)) as holder:
+            await holder.until(b"data: ")
+            reply = await house.chat()
+            assert (reply.status, reply.json["error"]["code"]) == (429, "line_timeout")
+            holder.leave()
+
+
+async def test_a_waiting_call_takes_whichever_instance_comes_free_first() -> None:
+    limits = {"alpha": {"max_concurrent": 1}, "beta": {"max_concurrent": 1}}
+    async with House({"alpha": Behaviour(), "beta": Behaviour()}, instances=limits) as house:
+        for simulator in house.simulators.values():
+            simulator.faults.arm("hang_mid_stream", **HANG)
+        async with house.asking(ask("x", stream=True)) as first, house.asking(ask("x", stream=True)) as second:
+            await first.until(b"data: ")
+            await second.until(b"data: ")
+            waiting = asyncio.create_task(house.chat(), name="waiting")
+            await house.until(lambda: house.engine.pool.depth == 1)
+            head = second.seen.decode().lower()
+            freed = "alpha" if "x-gateway-instance: alpha" in head else "beta"
+            second.leave()
+            assert (await waiting).instance == freed
+            first.leave()
+
+
+async def test_a_stream_that_waits_beyond_the_hold_is_committed_and_kept_alive() -> None:
+    async with one(stream={"hold": 0.05, "keep_alive": 0.05}) as house:
+        house.simulator("alpha").faults.arm("hang_mid_stream", **HANG)
+        async with house.asking(ask("x", stream=True)) as holder, house.asking(ask("say: now", stream=True)) as waiting:
+            await holder.until(b"data: ")
+            await waiting.until(b"200 OK")
+            await waiting.until(b": keep-alive\n")
+            assert b"data: " not in waiting.seen
+            holder.leave()
+            await waiting.until(b"data: [DONE]")
+            assert b"now" in waiting.seen
+
+
+async def test_a_failure_after_the_hold_is_said_in_band() -> None:
+    async with one(stream={"hold": 0.02, "keep_alive": 0.02}, timeouts={"line": 0.2}) as house:
+        house.simulator("alpha").faults.arm("hang_mid_stream", **HANG)
+        async with house.asking(ask("x", stream=True)) as holder:
+            await holder.until(b"data: ")
+            reply = await house.chat(stream=True)
+            assert reply.status == 200
+            assert json.loads(reply.events[-1])["error"]["code"] == "line_timeout"
+            assert "[DONE]" not in reply.body.decode()
+            holder.leave()
+
+
+async def test_a_silent_stream_is_kept_alive_between_two_frames() -> None:
+    async with House({"alpha": Behaviour(per_second=8)}, {"stream": {"hold": 0.01, "keep_alive": 0.03}}) as house:
+        reply = await house.chat("say: one two three four", stream=True)
+        assert reply.body.count(b": keep-alive\n") > 3
+        assert reply.text.split() == ["one", "two", "three", "four"]
+        assert reply.events[-1] == "[DONE]"
+
+
+async def test_the_line_is_visible() -> None:
+    async with one() as house:
+        house.simulator("alpha").faults.arm("hang_mid_stream", **HANG)
+        async with house.asking(ask("x", stream=True)) as holder, house.asking(ask("y", model=MODEL)) as waiting:
+            await holder.until(b"data: ")
+            await house.until(lambda: house.engine.pool.depth == 1)
+            status = (await house.get("/gateway/status")).json
+            assert status["line"]["depth"] == 1
+            assert status["instances"][0]["in_flight"] == 1
+            exposition = (await house.get("/metrics")).body.decode()
+            assert "gateway_line_depth 1.0" in exposition
+            assert 'gateway_upstream_in_flight{instance="alpha"} 1.0' in exposition
+            assert 'gateway_upstream_limit{instance="alpha"} 1.0' in exposition
+            holder.leave()
+            waiting.leave()
