@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Generic, TypeVar
@@ -56,11 +57,18 @@ class BoundedMemory(BaseCache):  # type: ignore[misc]
     ) -> bool:
         if key in self._entries:
             self._drop(key, "replaced")
+        if len(value) + _ENTRY_OVERHEAD > self.max_bytes:
+            return False  # it would push out everything else, and then itself
         self._entries[key] = (self._now() + ttl if ttl else float("inf"), value)
         self.size += len(value) + _ENTRY_OVERHEAD
-        while self.size > self.max_bytes and self._entries:
-            self._drop(next(iter(self._entries)), "size")
+        self.bound(self.max_bytes)
         return True
+
+    def bound(self, max_bytes: int) -> None:
+        """Keep to `max_bytes` from now on."""
+        self.max_bytes = max_bytes
+        while self.size > self.max_bytes:
+            self._drop(next(iter(self._entries)), "size")
 
     async def _delete(self, key: str, _conn: object = None) -> int:
         if key not in self._entries:
@@ -120,11 +128,16 @@ class Flights(Generic[T]):
         return flight
 
     def _landed(self, key: str, flight: Flight[T]) -> None:
+        if not flight.task.cancelled():
+            flight.task.exception()  # looked at, also where nobody is left to raise it to: asyncio would complain
+        self._forget(key, flight)
+
+    def _forget(self, key: str, flight: Flight[T]) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
 
     def _end(self, key: str, flight: Flight[T]) -> None:
-        self._landed(key, flight)
+        self._forget(key, flight)
         self._ending.add(flight.task)
         flight.task.add_done_callback(self._ending.discard)
         flight.task.cancel()
@@ -158,7 +171,7 @@ class Cache:
     def apply(self, config: CacheConfig) -> None:
         """New limits from now on; entries keep the expiry they were given."""
         self._config = config
-        self._store.max_bytes = config.max_bytes
+        self._store.bound(config.max_bytes)
 
     async def through(self, key: str, work: Callable[[], Awaitable[Reply]]) -> tuple[Reply, str]:
         """The answer for `key` and how it came about: hit, miss or collapsed. Only whole answers are kept."""
@@ -192,8 +205,19 @@ def key_for(call: Call, route: str, models: Iterable[str]) -> str:
 
 def _canonical(body: bytes) -> bytes:
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    wanted = {name: msgspec.json.decode(raw) for name, raw in fields.items() if name not in _NEUTRAL}
+    wanted = {name: _VALUE.decode(raw) for name, raw in fields.items() if name not in _NEUTRAL}
     return msgspec.json.encode(wanted, order="deterministic")
+
+
+def _number(text: str) -> float | msgspec.Raw:
+    """1.0 and 1e0 are 1; a number that no float can hold stays as it was written."""
+    value = float(text)
+    if math.isinf(value):
+        return msgspec.Raw(text.encode())
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+_VALUE = msgspec.json.Decoder(float_hook=_number)
 
 
 def _pack(reply: Reply) -> bytes:

@@ -154,10 +154,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A concrete instance and model for this call, now. Lower tiers are asked first; `rank` breaks ties within one."""
+    """A concrete instance and model for this call, now. Lower tiers are asked first; `rank` breaks ties within one.
+
+    `model` is spelt as the instance or the configuration spells it, so that it may be a label; `spelt` is how it is
+    sent upstream, the client's own spelling where it named this model.
+    """
 
     instance: str
     model: str
+    spelt: str = ""
     tier: int = 0
     rank: int = 0
     reason: str = ""

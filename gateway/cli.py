@@ -245,8 +245,10 @@ async def _serve(loaded: Loaded, source: Given | None) -> None:
 
 
 async def _with_engine(loaded: Loaded, work: Callable[[Engine], Awaitable[int]]) -> int:
+    from gateway import log
     from gateway.engine import Engine
 
+    log.configure(loaded.config.log.model_copy(update={"level": "error"}))  # problems are part of the answer here
     async with Engine(loaded) as engine:
         return await work(engine)
 

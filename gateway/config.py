@@ -32,16 +32,24 @@ def _size(value: Any) -> Any:
     return int(float(match[1]) * _BYTES[match[2]]) if match else value
 
 
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+
+
 def _instance_url(value: str) -> str:
     """Scheme and authority only, without a trailing slash or `/v1`: both spellings mean the same Ollama."""
     parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(parts.hostname or ""):
         raise ValueError("must look like http://host:11434")
     if parts.username or parts.password:
         raise ValueError("must not carry a user name or password")
     if parts.query or parts.fragment or parts.path.rstrip("/") not in ("", "/v1"):
         raise ValueError("must be the address alone: no path but /v1, no query")
-    _ = parts.port  # raises ValueError where it is no port
+    try:
+        usable = parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("must have a port from 1 to 65535")
     return f"{parts.scheme}://{parts.netloc}"
 
 
@@ -104,29 +112,41 @@ class Target(Frozen):
     """Where a call may go: any mix; all that is given must hold."""
 
     model: ModelName | None = None
+    """This model, on any instance that has it."""
     instance: Word | None = None
+    """This instance, by name."""
     capability: Word | None = None
+    """Any instance with this capability."""
 
 
 class RouteTimeouts(Frozen):
     """Limits that replace those of `timeouts` for one route."""
 
     connect: Seconds | None = None
+    """Replaces timeouts.connect."""
     line: Seconds | None = None
+    """Replaces timeouts.line."""
     first_token: Seconds | None = None
+    """Replaces timeouts.first_token."""
     loading: Seconds | None = None
+    """Replaces timeouts.loading."""
     idle: Seconds | None = None
+    """Replaces timeouts.idle."""
     total: Seconds | None = None
+    """Replaces timeouts.total."""
 
 
 class RouteConfig(Frozen):
     """A named entry of the routing table: the first whose `match` fits decides."""
 
     name: Word
+    """What headers, logs and metrics call it."""
     match: Match
+    """Which calls it is for."""
     to: tuple[Target, ...] = Field(min_length=1)
     """A fallback chain: a later target is asked when no instance of the earlier is healthy, or all of them failed."""
     timeouts: RouteTimeouts = RouteTimeouts()
+    """Limits for its calls in place of the general ones."""
     cache: Literal["auto", "always", "never"] = "auto"
     """auto: deterministic calls only. always: every finished answer. never: none."""
 
@@ -210,13 +230,16 @@ class BreakerConfig(Frozen):
     cooldown: Seconds = 10.0
     """Until one call may try it again; longer each time it fails, 20 % more or less at random."""
     max_cooldown: Seconds = 300.0
+    """The longest such pause."""
 
 
 class CacheConfig(Frozen):
     """Answers kept for calls that must give the same answer again."""
 
     enabled: bool = True
+    """False: every call goes to an instance."""
     ttl: Seconds = 24 * 3600.0
+    """How long an answer is kept."""
     max_bytes: Bytes = 64 * 2**20
     """All answers together; the least recently used go first."""
     max_entry: Bytes = 2**20
@@ -227,7 +250,9 @@ class ServerConfig(Frozen):
     """The address the gateway serves, and what it takes from a client."""
 
     host: str = "127.0.0.1"
+    """The address to listen on; 0.0.0.0 for all. A change needs a restart."""
     port: int = Field(8080, ge=0, le=65535)
+    """The port to listen on; 0 lets the system choose. A change needs a restart."""
     max_body: Bytes = 64 * 2**20
     """A request body."""
     keep_alive: Seconds = 75.0
@@ -242,15 +267,18 @@ class LogConfig(Frozen):
     format: Literal["auto", "text", "json"] = "auto"
     """auto: text on a terminal, JSON otherwise."""
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is told."""
 
 
 class Config(Frozen):
     """A whole routes.yaml."""
 
     instances: tuple[InstanceConfig, ...] = Field(min_length=1, max_length=1024)
+    """The Ollamas behind this address."""
     tasks: dict[Word, tuple[Word, ...]] = Field(default_factory=dict, max_length=256)
     """Tasks of your own, or other capabilities for the built-in ones, in order of preference."""
     routes: tuple[RouteConfig, ...] = Field((), max_length=256)
+    """The routing table; without one, models and tasks find their instances by themselves."""
     timeouts: Timeouts = Timeouts()
     stream: StreamConfig = StreamConfig()
     line: LineConfig = LineConfig()

@@ -21,7 +21,6 @@ from gateway.config_yaml import Missing, Steps, Written, printable
 from gateway.errors import Problem
 
 MAX_PROBLEMS = 100  # more are counted, not told
-_MAX_ITEMS = 1024  # of a list that are looked at; no list may be longer
 _MAX_CHOICES = 200  # looked through for a "did you mean"
 
 M = TypeVar("M", bound=BaseModel)
@@ -237,7 +236,7 @@ def _list(value: Any) -> list[Any]:
 
 def _understood(model: type[M], items: list[Any]) -> dict[int, M]:
     understood = {}
-    for index, item in enumerate(items[:_MAX_ITEMS]):
+    for index, item in enumerate(items):
         try:
             understood[index] = model.model_validate(item)
         except ValidationError:

@@ -1,8 +1,8 @@
 """What can go wrong, sorted by who is to blame; each error knows its status and code, never its JSON.
 
 GatewayError
-├── CallError        the client's doing    InvalidCall 400 · Unauthenticated 401 · Forbidden 403 · UnknownPath 404
-│                                          UnknownModel 404 · WrongMethod 405 · BodyTimeout 408 · BodyTooLarge 413
+├── CallError        the client's doing    InvalidCall 400 · Forbidden 403 · UnknownPath 404
+│                                          UnknownModel 404 · WrongMethod 405 · BodyTooLarge 413
 │                                          UnsupportedEncoding 415
 ├── CapacityError    nobody's: come back   LineFull 429 · LineTimeout 429 · NoInstance 503 · ShuttingDown 503
 ├── UpstreamError    an instance's doing   ConnectFailed 502 · ConnectionLost 502 · BadAnswer 502 · Refused (its status)
@@ -50,13 +50,6 @@ class InvalidCall(CallError):
     """The body cannot be understood: `param` names the field where one is to blame."""
 
 
-class Unauthenticated(CallError):
-    status = 401
-    code = "invalid_api_key"
-    kind = "authentication_error"
-    reason = "auth"
-
-
 class Forbidden(CallError):
     status = 403
     code = "forbidden"
@@ -90,12 +83,6 @@ class WrongMethod(CallError):
     def __init__(self, message: str, *, allow: str) -> None:
         super().__init__(message)
         self.allow = allow
-
-
-class BodyTimeout(CallError):
-    status = 408
-    code = "body_timeout"
-    reason = "body_timeout"
 
 
 class BodyTooLarge(CallError):

@@ -182,7 +182,7 @@ class Journey:
             method=b"POST",
             path=call.operation.path.encode(),
             headers=tuple(request_headers(call.request_id, call.agent)),
-            body=call.operation.write(call, candidate.model),
+            body=call.operation.write(call, candidate.spelt or candidate.model),
         )
         upstream = self.means.setting.upstreams[candidate.instance]
         response = await upstream.open(request, connect=self.limits.connect, first=first, sending=lease.sent)

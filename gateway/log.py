@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, TextIO
 
 import msgspec
@@ -18,7 +18,9 @@ from gateway.call import Record
 from gateway.config import LogConfig
 
 MAX_TEXT = 256  # characters of any one value
-_CONTROL = dict.fromkeys((*range(32), 127, 133, 8232, 8233), " ")
+_CONTROL = dict.fromkeys((*range(32), *range(127, 160), 0x2028, 0x2029, *range(0xD800, 0xE000)), " ")
+_LINE_ENDS = {char: f"\\u{char:04x}" for char in (0x85, 0x2028, 0x2029)}  # for some readers; JSON allows them
+_CONTROL_IN_TRACE = {char: space for char, space in _CONTROL.items() if char not in (9, 10)}
 
 Facts = MutableMapping[str, Any]
 
@@ -32,16 +34,14 @@ def configure(config: LogConfig, out: TextIO = sys.stderr) -> None:
         _tame,
     ]
     last: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=out.isatty(), pad_event_to=14, sort_keys=False)
+        structlog.dev.ConsoleRenderer(
+            colors=out.isatty(), pad_event_to=14, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
+        )
         if as_text
         else structlog.processors.JSONRenderer(serializer=_json)
     )
     structlog.configure(
-        processors=[
-            *shared,
-            structlog.processors.format_exc_info,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
@@ -49,13 +49,19 @@ def configure(config: LogConfig, out: TextIO = sys.stderr) -> None:
     handler = logging.StreamHandler(out)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last], foreign_pre_chain=shared
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,  # here, so that exceptions of the libraries are text as well
+                _tame_trace,
+                last,
+            ],
+            foreign_pre_chain=shared,
         )
     )
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(config.level.upper())
-    for noisy in ("httpx", "asyncio", "uvicorn.access"):
+    for noisy in ("httpx", "asyncio", "uvicorn"):  # what they have to say, we say in our own words
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
@@ -89,16 +95,17 @@ def call_facts(record: Record, duration: float) -> dict[str, Any]:
 
 def _tame(_: Any, __: str, event: Facts) -> Mapping[str, Any]:
     for name, value in event.items():
-        if isinstance(value, str) and name != "exception":
+        if isinstance(value, str):
             event[name] = value.translate(_CONTROL)[:MAX_TEXT]
     return event
 
 
+def _tame_trace(_: Any, __: str, event: Facts) -> Mapping[str, Any]:
+    if "exception" in event:
+        event["exception"] = event["exception"].translate(_CONTROL_IN_TRACE)
+    return event
+
+
 def _json(event: Mapping[str, Any], **_: Any) -> str:
-    return msgspec.json.encode(event, enc_hook=str).decode()
-
-
-def silence(names: Iterable[str]) -> None:
-    """Keep libraries quiet whose news we tell ourselves."""
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    first = {name: event[name] for name in ("timestamp", "level", "event") if name in event}
+    return msgspec.json.encode(first | dict(event), enc_hook=str).decode().translate(_LINE_ENDS)

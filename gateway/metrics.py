@@ -246,7 +246,7 @@ class Metrics:
             self.errors(route, record.reason).inc()
             if record.interrupted:
                 self.interruptions(route, record.reason).inc()
-            if not record.attempts:
+            if not record.attempts and record.reason != "client_cancelled":
                 self.rejections(route, record.reason).inc()
         if record.cache:
             self.cache(route, record.cache).inc()

@@ -175,6 +175,19 @@ def test_a_part_that_was_not_understood_is_not_told_again(refused: Refused) -> N
     assert list(refused(GOOD.replace("name: beta", "name: ${NAME}"))) == ["instances[1].name"]
 
 
+def test_what_only_a_misunderstood_instance_could_have_is_not_missed(refused: Refused) -> None:
+    text = GOOD.replace("max_concurrent: 2", "max_concurrent: x").replace("capability: general", "capability: coding")
+    assert list(refused(text.replace("summarise: [general]", "summarise: [coding]"))) == ["instances[1].max_concurrent"]
+
+
+def test_a_mistake_that_an_alias_repeats_is_told_once(read: Read) -> None:
+    text = "instances: [{name: a, url: http://gpu1}]\ntimeouts: &same {idle: soon}\nhealth: {<<: *same}\n"
+    routes = "routes:\n" + "".join(f"  - {{name: r{i}, match: {{task: planning}}, to: *to}}\n" for i in range(2))
+    with pytest.raises(ConfigError) as caught:
+        read(text.replace("timeouts:", "breaker: &to [{model: 3}]\ntimeouts:") + routes)
+    assert [p.message for p in caught.value.problems].count("must be text, found 3. Put it in quotes") == 1
+
+
 def test_more_problems_than_anyone_reads_are_cut(read: Read) -> None:
     with pytest.raises(ConfigError) as caught:
         read("instances: [" + "3, " * 500 + "]")

@@ -142,6 +142,15 @@ def test_variables_that_say_what_the_file_says_are_fine(read: Read) -> None:
     )
 
 
+def test_variables_may_spell_a_model_otherwise_and_order_capabilities_otherwise(read: Read) -> None:
+    read(
+        "instances: [{name: a, url: 'http://gpu1', model: 'Qwen3', capabilities: [coding, general]}]",
+        OLLAMA_URL_1="http://GPU1:80/",
+        OLLAMA_MODEL_1="qwen3:latest",
+        OLLAMA_CAPABILITIES_1="general,coding",
+    )
+
+
 def test_variables_that_contradict_the_file_are_told_with_both_places(refused: Refused, tmp_path: Path) -> None:
     file = tmp_path / "routes.yaml"
     problems = refused(

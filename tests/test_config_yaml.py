@@ -129,11 +129,21 @@ def test_the_value_of_a_secret_is_never_shown(read: Read) -> None:
         "    to: [{instance: '${API_KEY}'}]\n"
         "log:\n"
         "  level: ${API_KEY}\n"
+        "server:\n"
+        "  port: ${PORT_KEY}\n"
     )
     with pytest.raises(ConfigError) as caught:
-        read(text, OLLAMA_TOKEN="hunter2-a", MY_SECRET="hunter2-b", DB_PASSWORD="hunter2-c", API_KEY="hunter2-d")
+        read(
+            text,
+            OLLAMA_TOKEN="hunter2-a",
+            MY_SECRET="hunter2-b",
+            DB_PASSWORD="hunter2-c",
+            API_KEY="hunter2-d",
+            PORT_KEY="0070123",
+        )
     assert "hunter2" not in str(caught.value)
-    assert len(caught.value.problems) == 6
+    assert "70123" not in str(caught.value)
+    assert len(caught.value.problems) == 7
 
 
 def test_merge_keys_and_anchors_say_a_thing_once(read: Read) -> None:

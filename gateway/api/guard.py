@@ -65,7 +65,7 @@ class Guard:
 
     def _account(self, record: Record, duration: float) -> None:
         self._metrics.finished(record, duration)
-        if record.operation in ("ops", "none") and record.status < 500:
+        if record.operation == "ops" and record.status < 400:
             return  # probes and scrapes would drown the calls
         self._log.info("call.done", **call_facts(record, duration))
 

@@ -18,11 +18,9 @@ from gateway.config import StreamConfig
 from gateway.dialects import in_stream, render, status_headers
 from gateway.dispatch import Dispatch
 from gateway.errors import GatewayError
-from gateway.wire import ascii_value
+from gateway.wire import ascii_value, response_headers
 
 Headers = list[tuple[bytes, bytes]]
-
-JSON = b"application/json"
 
 
 async def send_body(send: Send, status: int, body: bytes, headers: Headers) -> None:
@@ -34,7 +32,7 @@ async def send_body(send: Send, status: int, body: bytes, headers: Headers) -> N
 
 async def send_error(send: Send, record: Record, error: GatewayError) -> None:
     """`error` as a status and a body in the shape of the family the path belongs to (D18)."""
-    headers = [(b"content-type", JSON), *told(record), *status_headers(error)]
+    headers = [*response_headers(), *told(record), *status_headers(error)]
     await send_body(send, error.status, render(record.dialect, error, record.request_id), headers)
 
 
@@ -94,12 +92,7 @@ class Stream:
     async def _head(self) -> None:
         if self.started:
             return
-        headers = [
-            (b"content-type", self._call.operation.stream_type),
-            (b"cache-control", b"no-cache, no-transform"),
-            (b"x-accel-buffering", b"no"),
-            *told(self._record),
-        ]
+        headers = [*response_headers(self._call.operation.stream_type), *told(self._record)]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self.started = True
 
@@ -187,4 +180,4 @@ async def relay_reply(
     async with Presence(receive, crowd) as presence:
         reply: Reply = await dispatch.answer(call, record)
         presence.finished()
-        await send_body(send, 200, reply.body, [(b"content-type", JSON), *told(record)])
+        await send_body(send, 200, reply.body, [*response_headers(), *told(record)])

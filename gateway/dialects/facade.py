@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from gateway.call import Call, Reply, Wish
 from gateway.dialects import openai
-from gateway.dialects.chunks import ChunkReader
+from gateway.dialects.chunks import ChunkReader, counted
 from gateway.dialects.reading import Form, TaskName, possible_model
 from gateway.wire import json
 
@@ -67,7 +67,7 @@ class Facade:
             "task_type": call.task or call.wish.task or DEFAULT_TASK,
             "duration_ms": round(seconds * 1000),
         }
-        return Reply(json.encode(answer), openai.tokens_of(finished))
+        return Reply(json.encode(answer), counted(finished.usage))
 
 
 CHAT = Facade()

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from gateway.call import Call, Reply, Usage, Wish
+from gateway.call import Call, Reply, Wish
 from gateway.dialects import repairs
 from gateway.dialects.chunks import ChunkReader, counted
 from gateway.dialects.failures import heard
@@ -102,7 +102,7 @@ _TEXT = msgspec.json.Decoder(str)
 
 
 class _Operation:
-    """What the three have in common. `repairs` are the rules that may change a body, in order."""
+    """What the three have in common. `rules` are the repairs that may change a body, in order."""
 
     name = ""
     path = ""
@@ -110,13 +110,13 @@ class _Operation:
     native = False
     stream_type = b"text/event-stream"
     keep_alive = b": keep-alive\n"  # the one form all clients bear (clients.md §4)
-    repairs: tuple[repairs.Repair, ...] = (repairs.without_task_type,)
+    rules: tuple[repairs.Repair, ...] = (repairs.without_task_type,)
     id_prefix = ""
 
     def write(self, call: Call, model: str) -> bytes:
         given = fields = _FIELDS.decode(call.body)
-        for repair in self.repairs:
-            fields = repair(fields)
+        for rule in self.rules:
+            fields = rule(fields)
         if call.wish.stream:
             fields = repairs.usage_asked_for(fields)
         if call.wish.model != model:
@@ -137,7 +137,7 @@ class Chat(_Operation):
     name = "chat"
     path = "/v1/chat/completions"
     id_prefix = "chatcmpl-"
-    repairs = (
+    rules = (
         repairs.without_task_type,
         repairs.max_tokens_by_its_old_name,
         repairs.messages_mended,
@@ -268,10 +268,6 @@ def text_of(finished: Finished) -> str:
     if message is None or not isinstance(message.content, str):
         raise ValueError("the instance answered without text")
     return message.content
-
-
-def tokens_of(finished: Finished) -> Usage | None:
-    return counted(finished.usage)
 
 
 CHAT = Chat()

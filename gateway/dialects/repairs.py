@@ -2,7 +2,7 @@
 
 A repair of a body takes the top-level fields, a repair of a message those of the message, and gives back fields: the
 same object where nothing had to change. A repair of a frame takes one event and gives back one event. What a repair
-cannot read it leaves alone. To add one: write it here, test it alone, and name it in the operation's `repairs`, in
+cannot read it leaves alone. To add one: write it here, test it alone, and name it in the operation's `rules`, in
 MESSAGE_REPAIRS or in `ChunkReader._repaired`.
 """
 

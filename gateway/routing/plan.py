@@ -73,18 +73,16 @@ def _at(call: Call, target: Target, instance: InstanceView, left_out: list[tuple
             left_out.append((instance.name, f"has no model {target.model}"))
             return None
         return found.name if found else target.model
-    if call.model and model_key(call.model) in instance.models:
-        return call.model
+    if call.model and (found := instance.models.get(model_key(call.model))):
+        return found.name
     return _own_choice(call, instance, left_out)
 
 
 def _by_model(call: Call, having: Iterable[InstanceView]) -> Plan:
-    candidates = [
-        Candidate(instance=instance.name, model=call.model, reason=_where(instance, call.model)) for instance in having
-    ]
-    return Plan(
-        route=BY_MODEL, task=call.task, candidates=tuple(candidates), reasons=("the pool knows this model by name",)
-    )
+    key = model_key(call.model)
+    candidates = [_candidate(call, instance.models[key].name, instance, 0, "has it") for instance in having]
+    reason = "the pool knows this model by name"
+    return Plan(route=BY_MODEL, task=call.task, candidates=tuple(candidates), reasons=(reason,))
 
 
 def _by_task(call: Call, task: str, config: Config, view: PoolView) -> Plan:
@@ -166,11 +164,13 @@ def _can(model: ModelView, needs: frozenset[str]) -> bool:
 def _candidate(
     call: Call, model: str, instance: InstanceView, tier: int, reason: str, substitution: str = "", rank: int = 0
 ) -> Candidate:
-    if not substitution and call.model and model_key(model) != model_key(call.model):
+    named = bool(call.model) and model_key(model) == model_key(call.model)
+    if call.model and not named and not substitution:
         substitution = f"model {model} stands in for {call.model}"
     return Candidate(
         instance=instance.name,
         model=model,
+        spelt=call.model if named else "",
         tier=tier,
         rank=rank,
         reason=f"{reason}; {_where(instance, model)}",

@@ -118,12 +118,12 @@ class Engine:
 
     def stop(self) -> None:
         """No timer is left."""
+        for generation in list(self.late):  # first: a slot that comes free sets the idle timer
+            generation.forget()
         timers = [runner.timer for runner in self._runners.values()] + [self._load_timer]
         for timer in timers:
             if timer is not None:
                 timer.cancel()
-        for generation in list(self.late):
-            generation.forget()
         self._runners.clear()
         self._to_load.clear()
         self._loading = None

@@ -21,7 +21,6 @@ from gateway.errors import (
     Refused,
     ShuttingDown,
     StreamBroken,
-    Unauthenticated,
     UnknownModel,
     WrongMethod,
 )
@@ -51,7 +50,6 @@ def test_ollama_clients_get_a_string(dialect: str) -> None:
     ("error", "kind"),
     [
         (InvalidCall("no"), "invalid_request_error"),
-        (Unauthenticated("no"), "authentication_error"),
         (Forbidden("no"), "permission_error"),
         (UnknownModel("x"), "not_found_error"),
         (LineFull("no", retry_after=1), "rate_limit_error"),
@@ -142,7 +140,7 @@ OVERFLOW = "request (9000 tokens) exceeds the available context size (4096 token
         ([1], "the instance gave no reason", None),
         ("{not json", "{not json", None),
         ('{"x":1}', '{"x":1}', None),
-        ('{"error":{"code":400,"message":"%s"}}' % OVERFLOW, OVERFLOW, "context_length_exceeded"),
+        ('{"error":{"code":400,"message":"' + OVERFLOW + '"}}', OVERFLOW, "context_length_exceeded"),
         ("the input length exceeds the context length", "the input length exceeds the context length",
          "context_length_exceeded"),
         ("x" * 5000, "x" * 2000, None),

@@ -105,6 +105,7 @@ def test_each_failed_trial_makes_the_cooldown_longer_up_to_its_cap() -> None:
     ends = []
     for _ in range(3):
         now = breaker.until or 0.0
+        assert breaker.allows(now)
         breaker.failed(a_trial(breaker, now), now, "connect", connect=True)
         ends.append((breaker.until or 0.0) - now)
     assert ends == [20.0, 25.0, 25.0]
@@ -135,7 +136,8 @@ def test_calls_from_before_it_opened_move_nothing() -> None:
     late = object()
     breaker.heard(late)
     breaker.succeeded()
-    breaker.failed(late, 11.0, "upstream_reset")
+    fail(breaker, 5, now=11.0)
+    fail(breaker, 5, now=11.0, connect=True)
     breaker.left(late)
     assert breaker.state_at(11.0) is BreakerState.HALF_OPEN
     assert not breaker.allows(11.0)

@@ -20,6 +20,7 @@ from gateway.errors import (
     LineTimeout,
     NoInstance,
     Refused,
+    StreamBroken,
 )
 from gateway.instances import Lease, LeaseState, Pool
 
@@ -549,6 +550,16 @@ async def test_busy_and_the_clients_own_mistakes_do_not_count() -> None:
     assert desk.heard.of == []
 
 
+async def test_an_answer_that_breaks_off_is_a_failure_and_not_a_success() -> None:
+    desk = Desk("alpha")
+    for _ in range(2):
+        with await desk.lease("alpha") as lease:
+            lease.sent()
+            lease.answered()
+            lease.failed(StreamBroken("alpha", "it ended without its end marker"))
+    assert [told[1] for told in desk.heard.of] == ["open"]
+
+
 async def test_one_call_counts_once() -> None:
     desk = Desk("alpha")
     with await desk.lease("alpha") as lease:
@@ -697,7 +708,7 @@ async def test_ten_thousand_callers_cancelled_around_their_grants_leak_nothing(l
             if chance.random() < 0.5:
                 chance.choice(tasks[-8:]).cancel()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        while alpha.draining:  # noqa: ASYNC110  # nobody tells of the end of a drain
+        while alpha.draining:  # nobody tells of the end of a drain
             await asyncio.sleep(0)
     told = {type(outcome) for outcome in outcomes if outcome is not None}
     assert told == {asyncio.CancelledError, LineTimeout}

@@ -49,7 +49,9 @@ def test_a_model_goes_to_the_instance_that_has_it() -> None:
 
 @pytest.mark.parametrize("spelling", ["QWEN3-Coder:30B-a3b-q4_k_m", "library/qwen3-coder:30b-a3b-q4_K_M"])
 def test_a_model_is_found_however_it_is_spelt_and_goes_upstream_as_spelt(spelling: str) -> None:
-    assert first(planned(spelling)) == ("coding", spelling)
+    candidate = planned(spelling).candidates[0]
+    assert (candidate.instance, candidate.spelt) == ("coding", spelling)
+    assert candidate.model == CODER, "a label must not be a client's to spell"
 
 
 @pytest.mark.parametrize(

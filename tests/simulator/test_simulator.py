@@ -449,6 +449,20 @@ async def test_parallel_is_how_many_generate_at_once_and_may_grow(ollama: Simula
     assert ollama.waiting == 0
 
 
+async def test_an_embedding_model_does_one_thing_at_a_time_whatever_parallel_says(ollama: Simulator) -> None:
+    set_to(ollama, parallel=4)
+    ollama.faults.arm("hang_before_headers", times=None)
+    request = post("/api/embed", {"model": "nomic", "input": "a"})
+    callers = [
+        asyncio.create_task(hung_up(ollama, request, lambda: len(ollama.requests) == 2), name=f"caller {n}")
+        for n in range(2)
+    ]
+    await asyncio.gather(*callers)
+    await ollama.until(lambda: ollama.busy == 0 and ollama.waiting == 0)
+
+    assert ollama.peak == 1
+
+
 async def test_a_caller_that_leaves_the_wait_gives_its_place_to_the_next(ollama: Simulator) -> None:
     ollama.faults.arm("hang_before_headers")
     release = asyncio.Event()
@@ -474,7 +488,7 @@ async def test_a_load_is_slow_once_and_told_as_load_duration(ollama: Simulator, 
     assert ollama.loaded == []
     cold, warm = [(await client.post("/api/chat", json=body)).json()["load_duration"] for _ in range(2)]
 
-    assert cold >= 20_000_000 > warm > 0
+    assert cold >= 15_000_000 > warm > 0
     assert ollama.loaded == ["llama3.1:8b"]
     assert [m["name"] for m in (await client.get("/api/ps")).json()["models"]] == ["llama3.1:8b"]
 
@@ -522,7 +536,7 @@ async def test_a_client_that_leaves_while_its_model_loads_aborts_the_load(ollama
 
     answer = await talk(ollama, post("/api/chat", chat(stream=False), "Connection: close"))
 
-    assert json.loads(answer.partition(b"\r\n\r\n")[2])["load_duration"] >= 50_000_000
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["load_duration"] >= 40_000_000
 
 
 # Departures.
@@ -601,6 +615,13 @@ async def test_bytes_that_are_no_http_are_answered_400(ollama: Simulator) -> Non
     assert (await talk(ollama, b"\x16\x03\x01 hello\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
 
 
+async def test_heads_and_bodies_have_a_limit(ollama: Simulator) -> None:
+    huge = b"GET / HTTP/1.1\r\n" + b"X-Long: %b\r\n" % (b"x" * 1_000) * 70
+
+    assert (await talk(ollama, huge)).startswith(b"HTTP/1.1 431 ")
+    assert len(ollama.requests) == 0
+
+
 async def test_a_connection_is_kept_and_closed_as_asked(ollama: Simulator, client: httpx.AsyncClient) -> None:
     for _ in range(3):
         await client.post(CHAT, json=chat())
@@ -646,7 +667,7 @@ async def test_steering_sets_the_pace_and_stamps_every_chunk(ollama: Simulator, 
     stamps = [int(event["choices"][0]["delta"]["content"]) for event in streamed[:-1]]
     assert len(stamps) == 4
     assert began < stamps[0]
-    assert stamps[-1] - stamps[0] >= 14_000_000
+    assert stamps[-1] - stamps[0] >= 10_000_000
 
 
 def leaves_nothing_behind() -> Coroutine[Any, Any, None]:
@@ -660,6 +681,8 @@ def leaves_nothing_behind() -> Coroutine[Any, Any, None]:
         assert (simulator.connections, simulator.busy, simulator.waiting) == (0, 0, 0)
         assert simulator.requests[-1].left_at is None
         assert len(asyncio.all_tasks()) == 1
+        timers = getattr(asyncio.get_running_loop(), "_scheduled", [])  # uvloop does not tell
+        assert not [timer for timer in timers if not timer.cancelled()]
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", simulator.port)
         writer.close()

@@ -167,7 +167,10 @@ def test_a_small_head_with_a_large_body_in_one_read_is_welcome() -> None:
     assert outcome([OK + b"Content-Length: %d\r\n\r\n" % len(body) + body])[2:4] == (body, True)
 
 
-@pytest.mark.parametrize("extra", [b"x", b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON", b"\0"])
+@pytest.mark.parametrize(
+    "extra",
+    [b"x", b"H", b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON", b"\0"],
+)
 @pytest.mark.parametrize("name", ["length", "chunks", "trailers", "nothing", "unchanged", "closing"])
 def test_bytes_after_a_complete_answer_are_surplus_and_never_part_of_it(name: str, extra: bytes) -> None:
     whole = outcome([SOUND[name]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import httpx
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from gateway.errors import UpstreamError
 from gateway.upstream import client
 from tests.upstream.scripted import (
+    CHUNKED,
     HELLO,
     STARTED,
+    Peer,
     answering,
     at_paths,
     black_hole,
@@ -97,15 +100,21 @@ async def test_redirects_are_not_followed_and_cookies_not_kept() -> None:
         assert len(asking.cookies.jar) == 0
 
 
-async def test_proxies_of_the_environment_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxies_and_passwords_of_the_environment_are_ignored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     async with (
         speaking(answering(HELLO)) as instance,
         reaching(instance.url) as upstream,
         client(upstream) as asking,
     ):
         assert (await asking.get("/")).text == "hello"
+        assert b"authorization" not in instance.peers[0].heads[0].lower()
 
 
 @pytest.mark.parametrize(
@@ -134,6 +143,20 @@ async def test_the_read_timeout_holds_before_and_after_the_head(said: bytes) -> 
         with pytest.raises(httpx.ReadTimeout):
             await asking.get("/", timeout=0.05)
         assert quiet(upstream)
+
+
+async def test_the_read_timeout_is_for_each_silence_and_not_for_the_whole() -> None:
+    async def drip(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(CHUNKED)
+        for _ in range(12):
+            await asyncio.sleep(0.05)
+            await peer.say(b"1\r\nx\r\n")
+        await peer.say(b"0\r\n\r\n")
+        await peer.until_gone()
+
+    async with speaking(drip) as instance, reaching(instance.url) as upstream, client(upstream) as asking:
+        assert (await asking.get("/", timeout=0.4)).text == "x" * 12
 
 
 async def test_the_connect_timeout_and_a_refusal_are_told_apart() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import ConnectionLost
+from gateway.errors import ConnectionLost, UpstreamError
 from gateway.upstream import Response
-from gateway.upstream.connection import Answer
+from gateway.upstream.connection import SLICE, Answer
 from tests.upstream.scripted import (
     BIG,
     CHUNKED,
@@ -20,9 +20,11 @@ from tests.upstream.scripted import (
     POST,
     STARTED,
     Peer,
+    Script,
     answering,
     ask,
     black_hole,
+    once,
     quiet,
     reaching,
     silent,
@@ -77,6 +79,10 @@ async def test_leaving_while_the_body_is_sent_closes_the_socket() -> None:
     async with speaking(deaf) as instance, reaching(instance.url) as upstream:
         task = asyncio.ensure_future(ask(upstream, BIG))
         await reading.wait()
+        (connection,) = upstream._busy
+        await until(lambda: connection._full)
+        assert connection._transport is not None
+        assert connection._transport.get_write_buffer_size() <= 2 * SLICE
         await cancelled(task)
         assert quiet(upstream)
         release.set()
@@ -177,15 +183,17 @@ async def test_two_thousand_callers_leaving_at_random_leave_no_socket_behind() -
     await until(lambda: sockets() == before)
 
 
-async def test_finished_exchanges_leave_nothing_for_the_collector() -> None:
-    async with speaking(answering(HELLO)) as instance, reaching(instance.url) as upstream:
-        await ask(upstream)
+@pytest.mark.parametrize("script", [answering(HELLO), silent(STARTED), once(b"junk"), once(STARTED)])
+async def test_exchanges_however_they_ended_leave_nothing_for_the_collector(script: Script) -> None:
+    async with speaking(script) as instance, reaching(instance.url) as upstream:
         gc.collect()
         gc.disable()
         try:
             for _ in range(20):
-                await ask(upstream)
-            left = [thing for thing in gc.get_objects() if isinstance(thing, Answer | Response)]
+                with suppress(UpstreamError):
+                    with await upstream.open(POST, connect=5, first=5) as response:
+                        await response.read()
+                    del response
+            await until(lambda: not any(isinstance(thing, Answer | Response) for thing in gc.get_objects()))
         finally:
             gc.enable()
-        assert left == []

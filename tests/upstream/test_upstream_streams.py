@@ -241,6 +241,25 @@ async def test_a_slow_reader_does_not_make_the_instance_silent() -> None:
             assert await response.read_all(len(body)) == body
 
 
+async def test_silence_counts_from_the_moment_the_instance_may_go_on() -> None:
+    data = b"%x\r\n%b\r\n" % (MAX_UNTAKEN, b"z" * MAX_UNTAKEN)
+    async with speaking(silent(CHUNKED + data)) as instance, reaching(instance.url) as upstream:
+        with await upstream.open(POST, connect=5, first=5) as response:
+            response.spoke(0.2)
+            await until(lambda: response._connection.paused)
+            paused_at = response._connection.last_data
+            loop = asyncio.get_running_loop()
+            await until(lambda: loop.time() > paused_at + 0.2)
+            assert await response.read()
+
+            assert response._timer is not None
+            response._timer.cancel()
+            response._check_time()
+            assert upstream.busy == 1
+            with pytest.raises(IdleTimeout):
+                await response.read_all(2**20)
+
+
 async def test_a_complete_answer_has_all_the_time_it_likes_to_be_read() -> None:
     async with speaking(answering(HELLO)) as instance, reaching(instance.url) as upstream:
         with await upstream.open(POST, connect=5, first=0.05) as response:

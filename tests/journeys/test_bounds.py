@@ -1,0 +1,37 @@
+"""Nothing a client can name grows our memory or our metrics."""
+
+from __future__ import annotations
+
+import random
+
+from gateway.simulator import Behaviour
+from tests.house import MODEL, House, ask
+
+
+def series(house: House) -> int:
+    return sum(len(family.samples) for family in house.engine.metrics.registry.collect())
+
+
+def scrambled(text: str, chance: random.Random) -> str:
+    return "".join(chance.choice((letter.upper(), letter.lower())) for letter in text)
+
+
+async def test_names_paths_tasks_ids_and_spellings_leave_the_series_as_they_are() -> None:
+    chance = random.Random(7)  # noqa: S311 - not for secrets
+    async with House({"alpha": Behaviour()}) as house:
+
+        async def one_of_each(word: str) -> None:
+            await house.chat(model=word)
+            await house.chat(model=scrambled(MODEL, chance), X_Request_Id=word)
+            await house.chat(model="auto", X_Task_Type=word)
+            await house.chat(model=word, X_Task_Type="code_generation")
+            await house.get(f"/v1/{word}")
+            await house.get(f"/v1/models/{word}")
+            await house.post(f"/t/{word}/v1/chat/completions", ask("x", model="auto"))
+            await house.post("/v1/chat/completions", word.encode())
+
+        await one_of_each("first")
+        before = series(house)
+        for _ in range(25):
+            await one_of_each(f"w{chance.getrandbits(64):x}")
+        assert series(house) == before
