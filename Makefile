@@ -1,10 +1,10 @@
-# make run · make demo · make test · make check: nothing else to learn. Each sets up what it needs in .venv.
+# make run · make demo · make test · make check · make bench: nothing else to learn. Each sets up what it needs in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CODE := gateway tests
+CODE := gateway tests benchmarks
 
-.PHONY: run demo test check format schema clean
+.PHONY: run demo test check bench format schema clean
 
 run: $(VENV)/.core
 	$(BIN)/ollama-gateway serve
@@ -20,6 +20,9 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.core
+	$(BIN)/python benchmarks/figures.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix $(CODE)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 AUTO = "auto"  # the virtual model: choose by task
@@ -15,6 +16,7 @@ _REGISTRY = "registry.ollama.ai"
 _SOURCES = ("cloud", "local")
 
 
+@lru_cache(maxsize=4096)
 def model_key(name: str) -> str:
     """The one spelling under which a model name is compared: `x`, `X:latest` and `library/x` are the same.
 

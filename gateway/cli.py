@@ -167,6 +167,7 @@ def models(urls: tuple[str, ...], file: Path | None, env_file: Path | None) -> N
 @click.option("--per-second", default=30.0, show_default=True, help="Tokens per second; 0 for as fast as it can.")
 @click.option("--load-time", default=0.0, show_default=True, help="Seconds to load a model.")
 @click.option("--parallel", default=1, show_default=True, help="Generations at once for each loaded model.")
+@click.option("--steer", is_flag=True, help="For benchmarks: seed is the milliseconds between chunks.")
 def simulate(host: str, port: int, names: tuple[str, ...], release: str, **pace: Any) -> None:
     """Run an Ollama that holds no model: real shapes, made-up text, faults on request."""
     from gateway.simulator import Behaviour, SimulatedModel

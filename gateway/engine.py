@@ -112,6 +112,9 @@ class Engine:
         if self._source is not None:
             self._tasks.append(self._task(self._watch_source(self._source), "config source"))
         looks = [self._task(self._first_look(one), f"first look {name}") for name, one in self._attached.items()]
+        self._leaving.update(looks)
+        for look in looks:
+            look.add_done_callback(self._leaving.discard)
         await asyncio.wait(looks, timeout=FIRST_LOOK)
         for attached in self._attached.values():
             self._watch(attached)
@@ -166,9 +169,10 @@ class Engine:
         return attached.last if attached else None
 
     def health_changed(self, instance: str, healthy: bool, why: str) -> None:
-        (log.info if healthy else log.warning)(
-            "instance.up" if healthy else "instance.down", instance=instance, why=why
-        )
+        if healthy:
+            log.info("instance.up", instance=instance)
+        else:
+            log.warning("instance.down", instance=instance, why=why)
 
     def breaker_changed(self, instance: str, state: str, why: str) -> None:
         self.metrics.breaker(instance, state).inc()

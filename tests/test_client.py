@@ -15,6 +15,7 @@ import yaml
 
 from gateway.client import Answer, OllamaClient, TextStream, get_ollama_client
 from gateway.errors import (
+    CallTimeout,
     ConfigError,
     ConnectFailed,
     ConnectionLost,
@@ -175,7 +176,7 @@ async def test_the_same_prompt_is_answered_from_the_cache_the_second_time() -> N
             {"temperature": 0.9, "system": "be brief"},
             {"temperature": 0.9, "max_tokens": 2},
         ):
-            assert not (await client.generate("hello", **other)).cached  # type: ignore[arg-type]
+            assert not (await client.generate("hello", **other)).cached
 
 
 async def test_nothing_is_kept_where_the_cache_is_off() -> None:
@@ -276,9 +277,11 @@ async def test_a_stream_that_was_not_entered_holds_nothing_and_says_what_to_do()
 
 
 async def test_a_stream_that_was_left_early_does_not_pass_for_a_whole_one() -> None:
-    async with running(Behaviour(per_second=50)) as [alpha], get_ollama_client(alpha.url) as client:
+    async with running() as [alpha], get_ollama_client(alpha.url) as client:
         async with client.generate_stream("hello") as pieces:
             await anext(pieces)
+            await alpha.until(lambda: alpha.busy == 0)
+            await anext(pieces)  # and the rest with it, which nobody takes
         with pytest.raises(RuntimeError, match="async with"):
             await anext(pieces)
         with pytest.raises(RuntimeError, match="entered once"):
@@ -360,6 +363,20 @@ async def test_a_failure_of_every_instance_is_raised_and_not_kept() -> None:
             await client.generate("say: fine")
         assert raised.value.status == 500
         assert (await client.generate("say: fine")).text == "fine"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_that_outlasts_its_limit_is_ended(stream: bool, tmp_path: Path) -> None:
+    async with running() as [alpha]:
+        alpha.faults.arm("hang_mid_stream", path="/v1", after=3)
+        instances = [{"name": "alpha", "url": alpha.url}]
+        file = written(tmp_path / "quick.yaml", instances=instances, timeouts={"total": 0.3})
+        async with get_ollama_client(config=file, env={}) as client:
+            got: list[str] = []
+            with pytest.raises(CallTimeout):
+                await (listen(client.generate_stream("hello"), got) if stream else client.generate("hello"))
+            assert bool(got) == stream
+            assert in_use(client) == 0
 
 
 # health, life and configuration

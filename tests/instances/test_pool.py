@@ -100,10 +100,10 @@ class Desk:
             observer=self.heard,
         )
 
-    async def lease(self, *names: str, size: int = 1, patience: float = 60.0) -> Lease:
+    async def lease(self, *names: str, size: int = 1, patience: float = 5.0) -> Lease:
         return await self.pool.lease(chain(*names), size=size, patience=patience)
 
-    async def waiting(self, *names: str, size: int = 1, patience: float = 60.0) -> Task:
+    async def waiting(self, *names: str, size: int = 1, patience: float = 5.0) -> Task:
         """A caller that has joined the line."""
         depth = self.pool.depth
         task = asyncio.create_task(self.lease(*names, size=size, patience=patience), name="caller")

@@ -95,7 +95,7 @@ class Watched(FirstCome):
         return tiers[min(tiers)] if tiers else set()
 
     def fit(self, instance: Instance) -> bool:
-        return instance.breaker.allows(self.now())
+        return instance.breaker.until is None or instance.breaker._trial is None
 
     def room(self, name: str) -> bool:
         instance = self.instances()[name]
@@ -258,14 +258,18 @@ class PoolMachine(RuleBasedStateMachine):
             lease.release()
 
     @precondition(lambda self: self.owned())
-    @rule(sent=st.booleans(), answered=st.booleans())
-    def all_calls_end_at_once(self, sent: bool, answered: bool) -> None:
+    @rule(ends=st.sampled_from(("unsent", "left", "answered", *ERRORS)), then=st.sampled_from((0.0, 3.0, 6.0)))
+    def all_calls_end_at_once(self, ends: str | Callable[[str], UpstreamError], then: float) -> None:
         for lease in self.owned():
-            if sent:
+            if ends != "unsent":
                 lease.sent()
-            if answered:
+            if ends == "answered":
                 lease.answered()
+            if not isinstance(ends, str):
+                lease.failed(ends(lease.instance.name))
             lease.release()
+        if then:
+            self.time_passes(then)
 
     @precondition(lambda self: self.owned())
     @rule(data=st.data(), answered=st.booleans())
@@ -308,7 +312,10 @@ class PoolMachine(RuleBasedStateMachine):
         for _ in range(times):
             self.pool.observe(name, ok, "" if ok else "no answer")
 
-    @rule(seconds=st.sampled_from([0.1, 1.0, 1.0, 3.0, 3.0, 12.0, 101.0]))
+    @rule(seconds=st.sampled_from([1.0, 3.0, 3.0, 6.0, 6.0, 101.0]))
+    def some_time_passes(self, seconds: float) -> None:
+        self.time_passes(seconds)
+
     def time_passes(self, seconds: float) -> None:
         self.loop.seconds += seconds
         self.loop.settle()
@@ -356,6 +363,17 @@ class PoolMachine(RuleBasedStateMachine):
             wanted = self.order.wanted(waiter)
             assert wanted, "waits in vain"
             assert not any(self.order.room(name) for name in wanted), "waits although there is room"
+
+    @invariant()
+    def a_trial_is_a_call_under_way(self) -> None:
+        for instance in self.seen.values():
+            trial = instance.breaker._trial
+            assert trial is None or (isinstance(trial, Lease) and trial.state is LeaseState.HELD)
+
+    @invariant()
+    def every_drain_has_exactly_one_timer(self) -> None:
+        callbacks = [getattr(timer._callback, "__name__", "") for timer in self.loop.timers()]  # type: ignore[attr-defined]
+        assert callbacks.count("_end_of_grace") == sum(instance.draining for instance in self.seen.values())
 
     @invariant()
     def a_caller_gets_a_lease_or_a_word_why_not(self) -> None:
