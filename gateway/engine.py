@@ -160,6 +160,8 @@ class Engine:
         self.dispatch.apply(self._setting())
         self.pool.reconcile(loaded.config)
         self.reloaded_at = time.time()
+        if before.server != loaded.config.server or before.log != loaded.config.log:
+            log.warning("config.needs_restart", keys="server, log")
         changes = ", ".join(_changes(before, loaded.config)) or "settings only"
         log.info("config.applied", source=loaded.source, config=loaded.digest, changes=changes)
 

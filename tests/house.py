@@ -159,7 +159,7 @@ class House:
             name: value | self.config.get(name, {}) if isinstance(value, dict) else value
             for name, value in quick.items()
         }
-        config = Config.model_validate({**self.config, **keys, **changed})
+        config = Config.model_validate({**keys, **self.config, **_dicts(keys), **changed})
         return Loaded(config=config, source="the test", digest=f"{hash(config.model_dump_json()) & 0xFFFFFFFF:08x}")
 
     def simulator(self, name: str) -> Simulator:
@@ -242,6 +242,10 @@ class House:
         """The value of one series now; 0.0 where it was never counted."""
         value = self.engine.metrics.registry.get_sample_value(name, labels)
         return 0.0 if value is None else value
+
+
+def _dicts(keys: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in keys.items() if isinstance(value, dict)}
 
 
 def ask(prompt: str, *, model: str = MODEL, stream: bool = False, **more: Any) -> dict[str, Any]:

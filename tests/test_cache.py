@@ -1,4 +1,4 @@
-"""Answers kept: the bound in bytes, the expiry, one flight for many, and what makes two calls the same call."""
+"""Answers kept: the bound in bytes, the expiry, and what is never kept. Flights and keys have files of their own."""
 
 from __future__ import annotations
 

@@ -216,12 +216,15 @@ def test_a_probe_that_failed_takes_nothing_away() -> None:
     assert alpha(catalog, given).native
 
 
-@pytest.mark.parametrize("after", [Health(ok=True, version="0.13.0"), Health(ok=True, version="", native=False)])
-def test_an_instance_that_came_back_as_another_is_asked_for_its_models_at_once(after: Health) -> None:
+@pytest.mark.parametrize(
+    ("version", "after"),
+    [("0.12.0", Health(ok=True, version="0.13.0")), ("", Health(ok=True, version="", native=False))],
+)
+def test_an_instance_that_came_back_as_another_is_asked_for_its_models_at_once(version: str, after: Health) -> None:
     catalog, _ = told(LLAMA)
-    catalog.saw("alpha", Health(ok=True, version="0.12.0"))
+    catalog.saw("alpha", Health(ok=True, version=version))
     catalog.known("alpha").refresh.clear()
-    catalog.saw("alpha", Health(ok=True, version="0.12.0", seconds=0.5))
+    catalog.saw("alpha", Health(ok=True, version=version, seconds=0.5))
     assert not catalog.known("alpha").refresh.is_set()
     catalog.saw("alpha", after)
     assert catalog.known("alpha").refresh.is_set()

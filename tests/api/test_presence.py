@@ -199,6 +199,22 @@ async def test_where_both_happen_at_once_the_cancellation_from_outside_wins(firs
     assert block.task.cancelled()
 
 
+async def test_a_cancellation_that_was_refused_before_the_block_does_not_hide_a_departure() -> None:
+    async def run() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.get_running_loop().create_future()
+        client = Client()
+        client.leave()
+        with pytest.raises(ClientLeft):
+            async with Presence(client.receive, Crowd()):
+                await asyncio.get_running_loop().create_future()
+
+    task = asyncio.create_task(run(), name="caller")
+    await turns()
+    task.cancel()
+    await task
+
+
 async def test_a_time_limit_around_the_block_is_still_a_time_limit() -> None:
     client = Client()
     with pytest.raises(TimeoutError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 
 import pytest
 
@@ -76,6 +78,29 @@ async def test_by_closing_its_side_only() -> None:
             await wire.until(b"data: ")
             wire.writer.write_eof()
             await told(house, alpha)
+
+
+async def test_while_the_connection_is_being_made_and_then_nothing_counts_as_begun() -> None:
+    """A listener whose backlog is full: the kernel lets further connections wait."""
+    with contextlib.ExitStack() as sockets:
+        full = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        async with House({}, {"instances": [deaf(full)], "timeouts": {"connect": 30}}) as house:
+            instance = house.engine.pool.instances["deaf"]
+            async with house.asking(ask(PROMPT, stream=True)) as wire:
+                await house.until(lambda: house.engine._attached["deaf"].upstream.busy >= 1 and instance.held == 1)
+                wire.leave()
+                await house.until(lambda: instance.held == 0)
+                assert instance.draining == 0
+            await house.quiet()
+            assert house.last_line()["status"] == 499
+
+
+def deaf(listener: socket.socket) -> dict[str, object]:
+    return {"name": "deaf", "url": f"http://127.0.0.1:{listener.getsockname()[1]}", "model": MODEL}
 
 
 async def test_while_it_waits_in_line_and_then_no_instance_hears_of_it() -> None:
