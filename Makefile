@@ -29,7 +29,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format $(CODE)
 
 schema: $(VENV)/.dev
-	$(BIN)/python -c "import json; from gateway.config_file import json_schema; print(json.dumps(json_schema(), indent=2))" > gateway/routes.schema.json
+	$(BIN)/python -c "import json; from gateway.config import json_schema; print(json.dumps(json_schema(), indent=2))" > gateway/routes.schema.json
 
 clean:
 	rm -rf $(VENV)

@@ -22,7 +22,7 @@ from gateway import __version__
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gateway.config_file import Loaded
+    from gateway.config import Loaded
     from gateway.engine import Engine
 
 DEFAULT_FILE = Path("routes.yaml")
@@ -43,7 +43,7 @@ class Given:
 
     def load(self) -> Loaded:
         """Read it. Raises ConfigError."""
-        from gateway.config_file import load, read_env_file
+        from gateway.config import load, read_env_file
 
         env = dict(os.environ)
         if self.env_file is not None:
@@ -263,7 +263,7 @@ async def _simulate(behaviour: Any, host: str, port: int) -> None:
 
 
 async def _demo(host: str, port: int) -> None:
-    from gateway.config_file import load
+    from gateway.config import load
     from gateway.simulator import DEMO, Simulator
 
     async with Simulator(DEMO[0]) as general, Simulator(DEMO[1]) as coding:

@@ -32,7 +32,7 @@ import structlog
 from msgspec import Struct
 
 from gateway.call import AUTO, Call, Record, Reply, Usage
-from gateway.config_file import Loaded, load
+from gateway.config import Loaded, load
 from gateway.dialects import openai
 from gateway.dispatch import Dispatch
 from gateway.engine import Engine

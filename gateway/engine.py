@@ -18,8 +18,7 @@ import structlog
 from gateway import __version__
 from gateway.cache import Cache
 from gateway.catalog import Catalog
-from gateway.config import Config, InstanceConfig
-from gateway.config_file import Loaded
+from gateway.config import Config, InstanceConfig, Loaded
 from gateway.dispatch import Dispatch
 from gateway.errors import ConfigError
 from gateway.instances import Instance, Pool, watch

@@ -22,8 +22,7 @@ import httpx
 from structlog.testing import capture_logs
 
 from gateway.app import App
-from gateway.config import Config
-from gateway.config_file import Loaded
+from gateway.config import Config, Loaded
 from gateway.engine import Engine
 from gateway.server import Server
 from gateway.simulator import Behaviour, Simulator

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from gateway import report
 from gateway.api.ops import explained, hypothetical
-from gateway.config import Config
-from gateway.config_file import Loaded
+from gateway.config import Config, Loaded
 from gateway.engine import Engine
 from gateway.simulator import Behaviour, SimulatedModel, Simulator
 

@@ -13,13 +13,12 @@ import yaml
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
-from gateway.config import BUILT_IN_TASKS, Config
-from gateway.config_file import json_schema, load
+from gateway.config import BUILT_IN_TASKS, Config, json_schema, load
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "routes.yaml"
 SCHEMA = ROOT / "gateway" / "routes.schema.json"
-REGENERATE = """python -c 'import json, gateway.config_file as f; print(json.dumps(f.json_schema(), indent=2))' > \
+REGENERATE = """python -c 'import json, gateway.config.file as f; print(json.dumps(f.json_schema(), indent=2))' > \
 gateway/routes.schema.json"""
 
 

@@ -8,7 +8,7 @@ import signal
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.config_file import Loaded
+from gateway.config import Loaded
 from gateway.errors import ConfigError, Problem
 from gateway.simulator import Behaviour
 from tests.house import House, ask

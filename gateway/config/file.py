@@ -1,8 +1,8 @@
 """Where a configuration comes from: a file, the environment, URLs of the command line, or nothing at all.
 
 `load` gives a whole `Config` or raises every problem at once, each with its place; it changes nothing and keeps
-nothing, so a configuration being served outlives any number of bad ones. How text is read is in `config_yaml`, what
-is wrong in `config_checks`, the variables in `config_env`.
+nothing, so a configuration being served outlives any number of bad ones. How text is read is in `document`, what
+is wrong in `checks`, the variables in `env`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.call import model_key
-from gateway.config import Config, InstanceConfig
-from gateway.config_checks import Checked, address, check, ordered
-from gateway.config_env import add_cache, as_text, from_environment, read_bytes, read_env_file
-from gateway.config_yaml import Steps, Written, looks_secret, read
+from gateway.config.checks import Checked, address, check, ordered
+from gateway.config.document import Steps, Written, looks_secret, read
+from gateway.config.env import add_cache, as_text, from_environment, read_bytes, read_env_file
+from gateway.config.models import Config, InstanceConfig
 from gateway.errors import ConfigError, Problem
 
 __all__ = ["Loaded", "json_schema", "load", "read_env_file"]

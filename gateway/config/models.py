@@ -1,4 +1,4 @@
-"""The configuration as frozen models: every key, its default, and what it means. Reading files is `config_file`.
+"""The configuration as frozen models: every key, its default, and what it means. Reading files is `config.file`.
 
 The models are the reference: the JSON Schema is generated from them, and the shipped routes.yaml holds every key.
 Times are seconds, written as a number or "30s", "5m", "1h", "250ms"; sizes are bytes, written as a number or "64MiB".

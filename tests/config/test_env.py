@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.config_file import load, read_env_file
+from gateway.config import load, read_env_file
 from gateway.errors import ConfigError
 
 

@@ -3,72 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.config_file import Loaded, load
+from gateway.config import load
 from gateway.errors import ConfigError
-
-GOOD = """\
-instances:
-  - name: alpha
-    url: http://gpu1:11434
-    capabilities: [general]
-    models: ["llama3.1:8b"]
-  - name: beta
-    url: http://gpu2:11434
-    capabilities: [coding]
-    max_concurrent: 2
-tasks:
-  summarise: [general]
-routes:
-  - name: code
-    match: {task: [code_generation, summarise]}
-    to:
-      - instance: beta
-        model: qwen3-coder
-      - capability: general
-cache:
-  ttl: 12h
-"""
-
-Problems = dict[str, tuple[str, tuple[int, int]]]
-Read = Callable[..., Loaded]
-Refused = Callable[..., Problems]
-
-
-@pytest.fixture
-def read(tmp_path: Path) -> Read:
-    """Load a text as a file, beside variables."""
-
-    def run(text: str | bytes, **env: str) -> Loaded:
-        file = tmp_path / "routes.yaml"
-        file.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return load(file=file, env=env)
-
-    return run
-
-
-@pytest.fixture
-def refused(read: Read) -> Refused:
-    """The problems a text has: where -> (message, place)."""
-
-    def run(text: str | bytes, **env: str) -> Problems:
-        with pytest.raises(ConfigError) as caught:
-            read(text, **env)
-        return _by_place(caught.value)
-
-    return run
-
-
-def _by_place(error: ConfigError) -> Problems:
-    assert error.render() == str(error)
-    return {p.where: (p.message, (p.line, p.column)) for p in error.problems}
-
+from tests.config.examples import GOOD, Read, Refused
 
 # --- variables inside the file
 

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ValidationError
 
 from gateway.call import model_key
-from gateway.config import BUILT_IN_TASKS, CacheConfig, Config, InstanceConfig, Match, RouteConfig, Target
-from gateway.config_yaml import Missing, Steps, Written, printable
+from gateway.config.document import Missing, Steps, Written, printable
+from gateway.config.models import BUILT_IN_TASKS, CacheConfig, Config, InstanceConfig, Match, RouteConfig, Target
 from gateway.errors import Problem
 
 MAX_PROBLEMS = 100  # more are counted, not told

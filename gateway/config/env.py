@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gateway.config_yaml import MAX_BYTES, Missing, Written, printable
+from gateway.config.document import MAX_BYTES, Missing, Written, printable
 from gateway.errors import ConfigError, Problem
 
 TTL = "OLLAMA_CACHING_TTL_HOURS"

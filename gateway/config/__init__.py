@@ -1,0 +1,48 @@
+"""The configuration: its models, and how a file, the environment and the command line become one, or every problem."""
+
+from gateway.config.file import Loaded, json_schema, load, read_env_file
+from gateway.config.models import (
+    BUILT_IN_TASKS,
+    DEFAULT_TASK,
+    GENERAL,
+    BreakerConfig,
+    CacheConfig,
+    Config,
+    HealthConfig,
+    InstanceConfig,
+    LineConfig,
+    LogConfig,
+    Match,
+    RetryConfig,
+    RouteConfig,
+    RouteTimeouts,
+    ServerConfig,
+    StreamConfig,
+    Target,
+    Timeouts,
+)
+
+__all__ = [
+    "BUILT_IN_TASKS",
+    "DEFAULT_TASK",
+    "GENERAL",
+    "BreakerConfig",
+    "CacheConfig",
+    "Config",
+    "HealthConfig",
+    "InstanceConfig",
+    "LineConfig",
+    "Loaded",
+    "LogConfig",
+    "Match",
+    "RetryConfig",
+    "RouteConfig",
+    "RouteTimeouts",
+    "ServerConfig",
+    "StreamConfig",
+    "Target",
+    "Timeouts",
+    "json_schema",
+    "load",
+    "read_env_file",
+]
