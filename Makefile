@@ -7,10 +7,10 @@ CODE := gateway tests benchmarks
 .PHONY: run demo test check bench format schema clean
 
 run: $(VENV)/.core
-	$(BIN)/ollama-gateway serve
+	$(BIN)/ollama-gateway serve $(ARGS)
 
 demo: $(VENV)/.core
-	$(BIN)/ollama-gateway demo
+	$(BIN)/ollama-gateway demo $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)

@@ -171,7 +171,7 @@ class Cache:
     def apply(self, config: CacheConfig) -> None:
         """New limits from now on; entries keep the expiry they were given."""
         self._config = config
-        self._store.bound(config.max_bytes)
+        self._store.bound(config.max_bytes if config.enabled else 0)
 
     async def through(self, key: str, work: Callable[[], Awaitable[Reply]]) -> tuple[Reply, str]:
         """The answer for `key` and how it came about: hit, miss or collapsed. Only whole answers are kept."""

@@ -24,6 +24,7 @@ from gateway.errors import ConfigError
 if TYPE_CHECKING:
     from gateway.config import Loaded
     from gateway.engine import Engine
+    from gateway.server import Server
 
 DEFAULT_FILE = Path("routes.yaml")
 NOT_SO, WRONG = 1, 2
@@ -227,7 +228,7 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 async def _serve(loaded: Loaded, source: Given | None) -> None:
-    from gateway import log, report
+    from gateway import log
     from gateway.app import App
     from gateway.engine import Engine
     from gateway.server import Server
@@ -235,14 +236,20 @@ async def _serve(loaded: Loaded, source: Given | None) -> None:
     log.configure(loaded.config.log)
     async with Engine(loaded, source) as engine:
         server = Server(App(engine), loaded.config.server)
-        serving = asyncio.create_task(server.serve(), name="server")
-        listening = asyncio.create_task(server.listening.wait(), name="listening")
-        await asyncio.wait((serving, listening), return_when=asyncio.FIRST_COMPLETED)
-        if server.listening.is_set():
-            host, port = server.address
-            click.echo(report.start(engine, f"http://{f'[{host}]' if ':' in host else host}:{port}"))
-        listening.cancel()
-        await serving
+        announcing = asyncio.create_task(_announce(engine, server), name="announce")
+        try:
+            await server.serve()
+        finally:
+            announcing.cancel()
+
+
+async def _announce(engine: Engine, server: Server) -> None:
+    """Once it listens, print what a person wants to see."""
+    from gateway import report
+
+    await server.listening.wait()
+    host, port = server.address
+    click.echo(report.start(engine, f"http://{f'[{host}]' if ':' in host else host}:{port}"))
 
 
 async def _with_engine(loaded: Loaded, work: Callable[[Engine], Awaitable[int]]) -> int:

@@ -45,7 +45,7 @@ class RetryBudget:
         """Whether one more attempt may be made after `error`. What was never sent costs an instance nothing."""
         if not error.sent:
             return True
-        if self._balance < 1.0:
+        if self._balance < 0.999:  # five times 0.2 is a little less than one
             return False
         self._balance -= 1.0
         return True

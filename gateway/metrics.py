@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 from gateway.call import Record
 
 MAX_CHILDREN = 2000
+TURNED_AWAY = frozenset({"line_full", "line_timeout", "no_instance", "draining", "body_too_large"})
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 DURATIONS = tuple(0.01 * 2**n for n in range(17))
@@ -246,12 +247,13 @@ class Metrics:
             self.errors(route, record.reason).inc()
             if record.interrupted:
                 self.interruptions(route, record.reason).inc()
-            if not record.attempts and record.reason != "client_cancelled":
+            if not record.attempts and record.reason in TURNED_AWAY:
                 self.rejections(route, record.reason).inc()
         if record.cache:
             self.cache(route, record.cache).inc()
         if record.attempts or record.waited:
-            self.line_wait(route, "granted" if record.attempts else "refused").observe(record.waited)
+            left = "left" if record.reason == "client_cancelled" else "refused"
+            self.line_wait(route, "granted" if record.attempts else left).observe(record.waited)
         if record.first_token is not None:
             self.first_token(route, model).observe(record.first_token)
             self.overhead(operation).observe(max(0.0, duration - record.waited - record.upstream))
