@@ -153,6 +153,7 @@ class UpstreamError(GatewayError):
     reason = "upstream_error"
     sent = True
     failover = True  # another candidate may be tried while the client has heard nothing
+    repeatable = True  # the same instance may do better at once
     counts = True  # against the instance's breaker
 
     def __init__(self, instance: str, message: str) -> None:
@@ -185,6 +186,7 @@ class FirstTokenTimeout(UpstreamError):
     status = 504
     code = "first_token_timeout"
     reason = "upstream_timeout_first_token"
+    repeatable = False
 
 
 class IdleTimeout(UpstreamError):
@@ -227,6 +229,7 @@ class Refused(UpstreamError):
         super().__init__(instance, message)
         self.busy = status == 429 or (status == 503 and "busy" in message)  # saturated, not broken (ollama.md §4.1)
         self.failover = status >= 500 or status in (401, 403, 404, 408, 429)
+        self.repeatable = status >= 500 or self.busy
         self.counts = status >= 500 and not self.busy
         if not self.failover:
             self.message, self.retryable = message, False

@@ -124,6 +124,7 @@ class Journey:
                     error = failure
                     self.failed(lease, failure)
             again = error.failover and self.record.attempts < retry.attempts
+            again = again and (error.repeatable or bool(self._untried()))
             allowed = again and self.means.budget.spend(error)
             if again or self.record.attempts > 1:
                 result = "tried" if allowed else "budget_denied" if again else "exhausted"
@@ -134,19 +135,18 @@ class Journey:
 
     async def _lease(self) -> Lease:
         """A lease on a candidate, one not yet tried if there is any. Waits in line, at most `timeouts.line` in all."""
-        fresh = [one for one in self._plan.candidates if one.instance not in self._tried]
+        candidates = self._untried() or self._plan.candidates
         patience = max(0.0, self.limits.line - self.record.waited)
         began = self.means.now()
         try:
-            return await self.means.pool.lease(
-                self._fit(fresh) or self._plan.candidates, size=len(self.call.body), patience=patience
-            )
+            return await self.means.pool.lease(candidates, size=len(self.call.body), patience=patience)
         finally:
             self.record.waited += self.means.now() - began
 
-    def _fit(self, fresh: list[Candidate]) -> list[Candidate]:
-        """Of the candidates not tried, those that can take a call; none of them fit is no reason to give up."""
+    def _untried(self) -> list[Candidate]:
+        """The candidates that were not tried and could take a call."""
         instances, now = self.means.pool.instances, self.means.now()
+        fresh = [one for one in self._plan.candidates if one.instance not in self._tried]
         return [one for one in fresh if one.instance in instances and instances[one.instance].fit(now)]
 
     def _begin(self, lease: Lease) -> None:

@@ -92,6 +92,42 @@ async def test_connections_that_are_refused_everywhere_are_a_502() -> None:
             simulator.faults.clear()
 
 
+@pytest.mark.parametrize(
+    ("kind", "details", "status", "attempts"),
+    [
+        ("hang_before_headers", {}, 504, 1),
+        ("model_not_found", {}, 404, 1),
+        ("garbage", {"text": "no HTTP\r\n\r\n"}, 502, 3),
+        ("reset", {}, 502, 3),
+        ("busy", {}, 503, 3),
+    ],
+)
+async def test_an_instance_that_is_alone_is_asked_again_only_where_that_may_help(
+    kind: str, details: dict[str, Any], status: int, attempts: int
+) -> None:
+    limits = {"first_token": 0.1, "loading": 0.1}
+    async with House({"alpha": Behaviour()}, {"timeouts": limits}) as house:
+        house.simulator("alpha").faults.arm(kind, times=None, path="/v1", **details)
+        reply = await house.chat(stream=True)
+        assert (reply.status, reply.headers["x-gateway-attempts"]) == (status, str(attempts))
+        house.simulator("alpha").faults.clear()
+
+
+async def test_a_route_has_limits_of_its_own() -> None:
+    routes = [
+        {
+            "name": "quick",
+            "match": {"task": "reasoning"},
+            "to": [{"capability": "general"}],
+            "timeouts": {"first_token": 0.1, "loading": 0.1},
+        }
+    ]
+    async with House({"alpha": Behaviour(first_token=0.3)}, {"routes": routes}) as house:
+        quick = await house.chat(model="auto:reasoning", stream=True)
+        assert (quick.status, quick.json["error"]["code"]) == (504, "first_token_timeout")
+        assert (await house.chat(stream=True)).status == 200
+
+
 async def test_a_mistake_of_the_client_is_told_once_and_tried_nowhere_else() -> None:
     async with two() as house:
         for simulator in house.simulators.values():
