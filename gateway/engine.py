@@ -26,7 +26,7 @@ from gateway.journey import Means, RetryBudget, Setting
 from gateway.metrics import InstanceReading, Metrics, Reading
 from gateway.upstream import Health, Prober, Upstream
 
-FIRST_LOOK = 1.5  # seconds that start waits for the instances to answer
+FIRST_LOOK = 1.0  # seconds that start waits for the instances to answer
 LAG_INTERVAL = 0.5  # seconds between two looks at the event loop
 POLL_INTERVAL = 2.0  # seconds between two looks at the configuration file
 

@@ -69,27 +69,29 @@ class Wire:
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    seen: bytes = b""
+    seen: bytearray = field(default_factory=bytearray)
 
     async def send(self, data: bytes) -> None:
         self.writer.write(data)
         await self.writer.drain()
 
     async def until(self, text: bytes) -> bytes:
-        """Read until `text` has come."""
+        """Read until `text` has come; all that came so far."""
+        looked = 0
         async with asyncio.timeout(LIMIT):
-            while text not in self.seen:
+            while self.seen.find(text, looked) < 0:
+                looked = max(0, len(self.seen) - len(text))
                 data = await self.reader.read(65536)
                 if not data:
-                    raise AssertionError(f"closed before {text!r}: {self.seen!r}")
+                    raise AssertionError(f"closed before {text!r}: {bytes(self.seen[-2000:])!r}")
                 self.seen += data
-        return self.seen
+        return bytes(self.seen)
 
     async def rest(self) -> bytes:
         """Read until the other side closes."""
         async with asyncio.timeout(LIMIT):
             self.seen += await self.reader.read()
-        return self.seen
+        return bytes(self.seen)
 
     def leave(self) -> None:
         self.writer.transport.abort()

@@ -203,3 +203,20 @@ async def test_a_connection_to_an_instance_is_used_again() -> None:
         for _ in range(5):
             await house.chat(model=CODER, stream=True)
         assert house.simulator("coding").connections <= 3  # this one, and those of the probes
+
+
+async def test_a_client_that_does_not_read_holds_its_instance_back_and_costs_no_memory() -> None:
+    count = 60_000
+    async with House({"alpha": Behaviour()}) as house:
+        alpha = house.simulator("alpha")
+        async with house.asking(ask("x", stream=True, max_tokens=count)) as wire:
+            wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await alpha.until(lambda: any(seen.stream for seen in alpha.requests))
+            (connection,) = house.engine._attached["alpha"].upstream._busy
+            await house.until(lambda: connection.paused)
+            seen = next(seen for seen in alpha.requests if seen.stream)
+            assert not seen.finished
+            assert seen.sent < count
+            wire.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            body = await wire.until(b"[DONE]")
+        assert body.count(b"data: ") == seen.sent - 1  # the frame with the usage is kept from who did not ask
