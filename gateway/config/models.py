@@ -263,6 +263,49 @@ class ServerConfig(Frozen):
     """After that: for streams in progress to finish."""
 
 
+class KeyConfig(Frozen):
+    """Who may call. The key itself is not kept, only its hash."""
+
+    name: Word
+    """What logs call its owner."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """The key's SHA-256 in lower-case hex: `printf %s "$KEY" | sha256sum`."""
+
+
+class AuthConfig(Frozen):
+    """Who may call at all. Without keys everybody who reaches the address may."""
+
+    keys: tuple[KeyConfig, ...] = Field((), max_length=1024)
+    """Each may make every call."""
+    open_lists: bool = False
+    """Answer lists and versions without a key: for clients that look for models before they ask for one."""
+
+
+class CorsConfig(Frozen):
+    """Which web pages may call from a browser."""
+
+    origins: tuple[str, ...] = (
+        "http://localhost*",
+        "https://localhost*",
+        "http://127.0.0.1*",
+        "https://127.0.0.1*",
+        "app://*",
+        "file://*",
+        "tauri://*",
+        "vscode-webview://*",
+        "vscode-file://*",
+        "null",
+    )
+    """Origins, with * and ?; what Ollama allows by default. [] allows none, ["*"] all."""
+
+
+class OpenAIConfig(Frozen):
+    """How answers under /v1 are worded."""
+
+    reasoning_content: bool = False
+    """Give a model's reasoning as `reasoning_content` too, beside Ollama's `reasoning`."""
+
+
 class LogConfig(Frozen):
     format: Literal["auto", "text", "json"] = "auto"
     """auto: text on a terminal, JSON otherwise."""
@@ -279,6 +322,8 @@ class Config(Frozen):
     """Tasks of your own, or other capabilities for the built-in ones, in order of preference."""
     routes: tuple[RouteConfig, ...] = Field((), max_length=256)
     """The routing table; without one, models and tasks find their instances by themselves."""
+    aliases: dict[ModelName, ModelName] = Field(default_factory=dict, max_length=1024)
+    """Names clients use, with * and ?, and the model or `auto:<task>` each stands for; the first that fits counts."""
     timeouts: Timeouts = Timeouts()
     stream: StreamConfig = StreamConfig()
     line: LineConfig = LineConfig()
@@ -286,6 +331,9 @@ class Config(Frozen):
     health: HealthConfig = HealthConfig()
     breaker: BreakerConfig = BreakerConfig()
     cache: CacheConfig = CacheConfig()
+    auth: AuthConfig = AuthConfig()
+    cors: CorsConfig = CorsConfig()
+    openai: OpenAIConfig = OpenAIConfig()
     server: ServerConfig = ServerConfig()
     log: LogConfig = LogConfig()
 
