@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 CODE := gateway tests benchmarks
 
-.PHONY: run demo test check lint bench format schema clean
+# Real clients against the gateway, in an environment of their own: .venv-clients and tests/clients/node_modules.
+CLIENTS := .venv-clients
+
+.PHONY: run demo test check clients clients-slow clients-ready lint bench compatibility format schema clean
 
 run: $(VENV)/.core
 	$(BIN)/ollama-gateway serve $(ARGS)
@@ -17,6 +20,14 @@ test: $(VENV)/.dev
 
 check: lint test
 
+clients: clients-ready
+	$(CLIENTS)/bin/python -m pytest tests/clients -m "not slow" $(ARGS)
+
+clients-slow: clients-ready
+	$(CLIENTS)/bin/python -m pytest tests/clients -m slow $(ARGS)
+
+clients-ready: $(CLIENTS)/.ready tests/clients/node_modules/.ready
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
@@ -24,6 +35,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.core
 	$(BIN)/python benchmarks/figures.py
+
+compatibility: $(VENV)/.dev
+	$(BIN)/python -m tests.conformance.page
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix $(CODE)
@@ -33,7 +47,7 @@ schema: $(VENV)/.dev
 	$(BIN)/python -c "import json; from gateway.config import json_schema; print(json.dumps(json_schema(), indent=2))" > gateway/routes.schema.json
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(CLIENTS) tests/clients/node_modules
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed, this is ' + sys.version.split()[0] + '. Try: make PYTHON=python3.12 ...')"
@@ -46,3 +60,12 @@ $(VENV)/.core: $(VENV)/bin/python pyproject.toml
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.core
+
+$(CLIENTS)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[clients]'
+	@touch $@
+
+tests/clients/node_modules/.ready: tests/clients/package-lock.json
+	npm ci --prefix tests/clients --silent --no-audit --no-fund
+	@touch $@

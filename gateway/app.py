@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.api.guard import Guard
-from gateway.api.inference import Choose, Inference
-from gateway.api.models import Models
+from gateway.api.inference import Choose, Inference, TokenCount
+from gateway.api.models import Memory, Models, Native
 from gateway.api.ops import Ops
 from gateway.api.presence import Crowd
-from gateway.api.routes import GET, Entry, Surface, answer, inference
+from gateway.api.routes import GET, POST, Entry, Surface, answer, inference
 from gateway.engine import Engine
+
+MEMORY = ("/api/chat", "/api/generate")  # where a body without a question loads or unloads a model
 
 
 class App(Guard):
@@ -19,14 +23,17 @@ class App(Guard):
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.crowd = Crowd()
-        super().__init__(Surface(_entries(engine, self.crowd)), engine.metrics, _no_lifespan)
+        super().__init__(Surface(_entries(engine, self.crowd)), engine.metrics, _no_lifespan, lambda: engine.config)
 
 
 def _entries(engine: Engine, crowd: Crowd) -> list[Entry]:
     def make(choose: Choose) -> Inference:
         return Inference(engine, crowd, choose)
 
-    models, ops = Models(engine), Ops(engine, crowd)
+    def remembering(entry: Entry) -> Entry:
+        return replace(entry, endpoint=Memory(engine, entry.endpoint)) if entry.path in MEMORY else entry
+
+    models, native, ops = Models(engine), Native(engine), Ops(engine, crowd)
     pages = {
         "/": ops.hello,
         "/livez": ops.live,
@@ -35,11 +42,20 @@ def _entries(engine: Engine, crowd: Crowd) -> list[Entry]:
         "/gateway/status": ops.status,
         "/gateway/explain": ops.explain,
     }
-    lists = {"/v1/models": models.listed, "/api/chat/models": models.instances}
+    lists = {
+        "/v1/models": models.listed,
+        "/api/chat/models": models.instances,
+        "/api/tags": native.tags,
+        "/api/ps": native.ps,
+        "/api/version": native.version,
+    }
+    named = {"/api/show": native.show, "/api/pull": native.pull}
     return [
-        *inference(make),
+        *map(remembering, inference(make)),
+        Entry(path="/v1/messages/count_tokens", methods=POST, operation="count_tokens", endpoint=TokenCount(engine)),
         *(Entry(path=path, methods=GET, operation="ops", endpoint=answer(page)) for path, page in pages.items()),
         *(Entry(path=path, methods=GET, operation="models", endpoint=answer(page)) for path, page in lists.items()),
+        *(Entry(path=path, methods=POST, operation="models", endpoint=answer(page)) for path, page in named.items()),
         Entry(path="/v1/models", methods=GET, operation="models", endpoint=answer(models.one), below=True),
     ]
 

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
+from gateway.errors import GatewayError
+
 AUTO = "auto"  # the virtual model: choose by task
+JSON = b"application/json"
 
 _REGISTRY = "registry.ollama.ai"
 _SOURCES = ("cloud", "local")
@@ -64,10 +67,11 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A finished answer: the JSON body as the client gets it."""
+    """A finished answer: the body as the client gets it."""
 
     body: bytes
     usage: Usage | None = None
+    content_type: bytes = JSON
 
 
 class Reader(Protocol):
@@ -83,6 +87,9 @@ class Reader(Protocol):
 
     def feed(self, data: bytes) -> list[Frame]:
         """Whole frames made complete by `data`, in order. Raises ValueError for a frame beyond the size limit."""
+
+    def failure(self, error: GatewayError, request_id: str) -> bytes:
+        """The last a client hears of a stream that broke after what was read: never an end marker (D7)."""
 
 
 class Operation(Protocol):
@@ -135,6 +142,7 @@ class Wish:
     needs: frozenset[str] = frozenset()  # capabilities a model must have: tools, vision, embedding
     deterministic: bool = False  # temperature 0 or a seed, and embeddings: may be answered from the cache
     wants_usage: bool = False  # the client asked for token counts in the stream
+    content_type: bytes = JSON  # of the body, as the instance is told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +160,7 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)  # only those a route matches on
     agent: str = ""  # the client's User-Agent: Ollama answers some clients differently (ollama.md §2.6)
     no_store: bool = False
+    reasoning_content: bool = False  # reasoning goes under this name, too (config: openai.reasoning_content)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

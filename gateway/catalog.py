@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from gateway.call import model_key
 from gateway.config import Config, InstanceConfig
@@ -31,6 +32,13 @@ class Known:
     loaded: dict[str, LoadedModel] = field(default_factory=dict)
     refresh: asyncio.Event = field(default_factory=asyncio.Event)
     offered: dict[str, ModelView] | None = None  # as routing sees them; None until asked for after a change
+
+
+class Offer(NamedTuple):
+    """A model as one instance lists it."""
+
+    instance: str
+    model: InstalledModel
 
 
 class Catalog:
@@ -91,11 +99,51 @@ class Catalog:
             known.loaded[model_key(model)] = LoadedModel(name=model, size_vram=0, context_length=None, expires_at="")
             known.offered = None
 
+    def unloaded(self, instance: str, model: str) -> None:
+        """A call has just taken `model` out of memory, or set when that is to be: ask what is loaded anew."""
+        known = self._known.get(instance)
+        if known is not None:
+            known.loaded.pop(model_key(model), None)
+            known.offered = None
+            known.refresh.set()
+
     def has(self, instance: str, model: str) -> bool:
         return model_key(model) in self.known(instance).installed
 
     def is_loaded(self, instance: str, model: str) -> bool:
         return model_key(model) in self.known(instance).loaded
+
+    def offers(self, model: str) -> list[Offer]:
+        """Who lists `model` and may offer it: those with Ollama's own API first, then in configured order."""
+        key = model_key(model)
+        found = [
+            Offer(config.name, listed)
+            for config in self._config.instances
+            if (listed := self.known(config.name).installed.get(key)) is not None and _may_offer(config, key)
+        ]
+        return sorted(found, key=lambda offer: not self.known(offer.instance).native)
+
+    def merged(self) -> dict[str, Offer]:
+        """Every model some instance offers, once, by `model_key` in the order of names.
+
+        Of several that list it, the one that `offers` puts first speaks for it: neither age nor health counts, so
+        that a list stays the same while instances come and go.
+        """
+        found: dict[str, Offer] = {}
+        for config in sorted(self._config.instances, key=lambda one: not self.known(one.name).native):
+            for key, model in self.known(config.name).installed.items():
+                if key not in found and _may_offer(config, key):
+                    found[key] = Offer(config.name, model)
+        return dict(sorted(found.items()))
+
+    def conflicts(self) -> dict[str, dict[str, str]]:
+        """Names that are not the same model everywhere: name -> {instance: digest}, in the order of names."""
+        digests: dict[str, dict[str, str]] = {}
+        for config in self._config.instances:
+            for key, model in self.known(config.name).installed.items():
+                if model.digest and _may_offer(config, key):
+                    digests.setdefault(key, {})[config.name] = model.digest
+        return {key: found for key, found in sorted(digests.items()) if len(set(found.values())) > 1}
 
     def view(self, instances: Mapping[str, Instance], now: float) -> PoolView:
         """The pool as routing reads it, at loop time `now`."""
@@ -171,3 +219,7 @@ class Catalog:
             self.learned(instance, await prober.listing(timeout, known.native))
         except UpstreamError:
             return
+
+
+def _may_offer(config: InstanceConfig, key: str) -> bool:
+    return config.models is None or any(model_key(name) == key for name in config.models)

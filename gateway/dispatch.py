@@ -10,7 +10,7 @@ from gateway.cache import Cache, key_for
 from gateway.call import Call, Plan, Record, Reply
 from gateway.exchange import Exchange
 from gateway.journey import Journey, Means, RetryBudget, Setting
-from gateway.routing import plan
+from gateway.routing import plan, unaliased
 
 
 class Dispatch:
@@ -28,8 +28,7 @@ class Dispatch:
 
     def plan(self, call: Call) -> Plan:
         """Where `call` may go, each candidate with its reason. Raises InvalidCall, UnknownModel, NoInstance."""
-        means = self._means
-        return plan(call, means.setting.config, means.catalog.view(means.pool.instances, means.now()))
+        return self._plan(unaliased(call, self._means.setting.config.aliases))
 
     def exchange(self, call: Call, record: Record) -> Exchange:
         """An open answer, to be entered with `async with`. Raises what `plan` raises."""
@@ -40,7 +39,7 @@ class Dispatch:
     async def answer(self, call: Call, record: Record) -> Reply:
         """A finished answer, from the cache where it may come from there. Raises GatewayError."""
         journey = self._journey(call, record)
-        setting = journey.setting
+        call, setting = journey.call, journey.setting
         if not setting.cacheable(call, record.route):
             record.cache = "bypass" if setting.config.cache.enabled else ""
             return await journey.fetch()
@@ -48,7 +47,12 @@ class Dispatch:
         reply, record.cache = await self._cache.through(key, journey.fetch)
         return reply
 
+    def _plan(self, call: Call) -> Plan:
+        means = self._means
+        return plan(call, means.setting.config, means.catalog.view(means.pool.instances, means.now()))
+
     def _journey(self, call: Call, record: Record) -> Journey:
-        drawn = self.plan(call)
+        call = unaliased(call, self._means.setting.config.aliases)  # once: an alias does not stand for another
+        drawn = self._plan(call)
         record.route, record.task = drawn.route, drawn.task
         return Journey(self._means, call, record, drawn, self._means.setting)

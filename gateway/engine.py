@@ -20,11 +20,13 @@ from gateway.cache import Cache
 from gateway.catalog import Catalog
 from gateway.config import Config, InstanceConfig, Loaded
 from gateway.dispatch import Dispatch
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, ConnectFailed
 from gateway.instances import Instance, Pool, watch
 from gateway.journey import Means, RetryBudget, Setting
 from gateway.metrics import InstanceReading, Metrics, Reading
+from gateway.shows import Shows
 from gateway.upstream import Health, Prober, Upstream
+from gateway.virtual import Virtual
 
 FIRST_LOOK = 1.0  # seconds that start waits for the instances to answer
 LAG_INTERVAL = 0.5  # seconds between two looks at the event loop
@@ -82,6 +84,8 @@ class Engine:
             random=random.random,
         )
         self.dispatch = Dispatch(means, self.cache)
+        self.shows = Shows(self.catalog, self._show, self._showable)
+        self.virtual = Virtual(lambda: self.config, self.dispatch, self.catalog, self.shows)
 
     @property
     def config(self) -> Config:
@@ -173,6 +177,20 @@ class Engine:
         attached = self._attached.get(name)
         return attached.last if attached else None
 
+    def prober(self, name: str) -> Prober:
+        """Who asks the instance `name`. Raises ConnectFailed where it has left."""
+        attached = self._attached.get(name)
+        if attached is None:
+            raise ConnectFailed(name, "no longer in use")
+        return attached.prober
+
+    async def _show(self, instance: str, model: str, timeout: float, verbose: bool) -> bytes:
+        return await self.prober(instance).show(model, timeout, verbose=verbose)
+
+    def _showable(self, name: str) -> bool:
+        instance = self.pool.instances.get(name)
+        return instance is not None and instance.healthy and self.catalog.known(name).native
+
     def health_changed(self, instance: str, healthy: bool, why: str) -> None:
         if healthy:
             log.info("instance.up", instance=instance)
@@ -192,6 +210,7 @@ class Engine:
             line_oldest=self.pool.oldest,
             cache_entries=self.cache.entries,
             cache_bytes=self.cache.size,
+            digest_conflicts=len(self.catalog.conflicts()),
             draining=self.draining,
             config=self._loaded.digest,
             reload_ok=self.reload_ok,

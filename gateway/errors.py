@@ -1,9 +1,9 @@
 """What can go wrong, sorted by who is to blame; each error knows its status and code, never its JSON.
 
 GatewayError
-├── CallError        the client's doing    InvalidCall 400 · Forbidden 403 · UnknownPath 404
+├── CallError        the client's doing    InvalidCall 400 · Unauthenticated 401 · Forbidden 403 · UnknownPath 404
 │                                          UnknownModel 404 · WrongMethod 405 · BodyTooLarge 413
-│                                          UnsupportedEncoding 415
+│                                          UnsupportedEncoding 415 · UpgradeRefused 426
 ├── CapacityError    nobody's: come back   LineFull 429 · LineTimeout 429 · NoInstance 503 · ShuttingDown 503
 ├── UpstreamError    an instance's doing   ConnectFailed 502 · ConnectionLost 502 · BadAnswer 502 · Refused (its status)
 │                                          FirstTokenTimeout 504 · IdleTimeout 504 · CallTimeout 504 · StreamBroken
@@ -48,6 +48,15 @@ class CallError(GatewayError):
 
 class InvalidCall(CallError):
     """The body cannot be understood: `param` names the field where one is to blame."""
+
+
+class Unauthenticated(CallError):
+    """No key, or none that is known. Never says which."""
+
+    status = 401
+    code = "invalid_api_key"
+    kind = "authentication_error"
+    reason = "auth"
 
 
 class Forbidden(CallError):
@@ -96,6 +105,13 @@ class UnsupportedEncoding(CallError):
 
     status = 415
     code = "unsupported_encoding"
+
+
+class UpgradeRefused(CallError):
+    """A WebSocket: there are none; clients that try one first go on without."""
+
+    status = 426
+    code = "upgrade_refused"
 
 
 class CapacityError(GatewayError):

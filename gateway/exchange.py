@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from gateway.call import Frame
+from gateway.call import Frame, Reader
+from gateway.dialects import broken
 from gateway.errors import BadAnswer, CallTimeout, StreamBroken, UpstreamError
 from gateway.instances import Lease
 from gateway.journey import Journey
@@ -59,6 +60,11 @@ class Exchange:
             self._journey.done(self._lease)
         self._held.close()
         await self._lift_limit(error)
+
+    @property
+    def reader(self) -> Reader:
+        """What has read the stream so far, and knows how to tell of its end."""
+        return self._reader
 
     async def frames(self) -> list[Frame]:
         """The next frames, as many as have come; [] after the last. Raises UpstreamError."""
@@ -116,7 +122,7 @@ class Exchange:
             raise BadAnswer(instance, str(error)) from error
         for index, frame in enumerate(frames):
             if frame.error:
-                self._broken = StreamBroken(instance, frame.error)
+                self._broken = broken(instance, frame.error)
                 return frames[:index]
             if frame.last:
                 self._ended = True

@@ -12,11 +12,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeVar
 
-from gateway.call import Call, Candidate, Plan, Record, Reply
+from gateway.call import JSON, Call, Candidate, Plan, Record, Reply
 from gateway.catalog import Catalog
 from gateway.config import Config, RouteConfig, Timeouts
-from gateway.dialects import refusal
-from gateway.errors import BadAnswer, CallTimeout, Refused, StreamBroken, UpstreamError
+from gateway.dialects import broken, refusal
+from gateway.errors import BadAnswer, CallTimeout, Refused, UpstreamError
 from gateway.instances import Lease, Pool
 from gateway.metrics import Metrics
 from gateway.upstream import Request, Response, Upstream
@@ -69,6 +69,8 @@ class Setting:
         entry = self.routes.get(route)
         rule = "auto" if entry is None else entry.cache
         if call.no_store or call.wish.stream or rule == "never" or not self.config.cache.enabled:
+            return False
+        if call.wish.content_type != JSON:  # there is no key for it
             return False
         return rule == "always" or call.operation.dialect == "facade" or call.wish.deterministic
 
@@ -158,7 +160,7 @@ class Journey:
     def failed(self, lease: Lease, error: UpstreamError) -> None:
         candidate, metrics = lease.candidate, self.means.metrics
         lease.failed(error)
-        if isinstance(error, Refused) and error.status == 404:
+        if isinstance(error, Refused) and error.code == "model_not_found":
             self.means.catalog.missing(candidate.instance, candidate.model)
         metrics.upstream_errors(candidate.instance, error.reason).inc()
         code = str(error.status) if isinstance(error, Refused) else "error"
@@ -181,7 +183,7 @@ class Journey:
         request = Request(
             method=b"POST",
             path=call.operation.path.encode(),
-            headers=tuple(request_headers(call.request_id, call.agent)),
+            headers=tuple(request_headers(call.request_id, call.agent, content_type=call.wish.content_type)),
             body=call.operation.write(call, candidate.spelt or candidate.model),
         )
         upstream = self.means.setting.upstreams[candidate.instance]
@@ -196,6 +198,8 @@ class Journey:
         if not 400 <= response.status <= 599:
             return BadAnswer(name, f"answered with status {response.status}")
         text, code = refusal(await response.read_all(MAX_REFUSAL))
+        if response.status == 404 and not text:  # no words of Ollama's handlers: it is too old to have the path
+            text, code = f"has nothing at {self.call.operation.path}", "unknown_path"
         return Refused(name, response.status, text or f"status {response.status}", code=code)
 
     async def _whole(self, lease: Lease, held: ExitStack) -> Reply:
@@ -206,7 +210,7 @@ class Journey:
         try:
             reply = self.call.operation.reply(self.call, lease.candidate.model, body, seconds)
         except ValueError as error:
-            raise StreamBroken(lease.candidate.instance, str(error)) from error
+            raise broken(lease.candidate.instance, str(error)) from error
         lease.answered()
         self.answered(lease, self.means.now() - began)
         self.record.usage = reply.usage

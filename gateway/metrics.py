@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from gateway.call import Record
 
 MAX_CHILDREN = 2000
-TURNED_AWAY = frozenset({"line_full", "line_timeout", "no_instance", "draining", "body_too_large"})
+TURNED_AWAY = frozenset({"line_full", "line_timeout", "no_instance", "draining", "body_too_large", "auth"})
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 DURATIONS = tuple(0.01 * 2**n for n in range(17))
@@ -81,6 +81,7 @@ class Reading:
     line_oldest: float = 0.0
     cache_entries: int = 0
     cache_bytes: int = 0
+    digest_conflicts: int = 0  # names that are another model on another instance
     draining: bool = False
     config: str = ""
     reload_ok: bool = True
@@ -106,6 +107,11 @@ class _AtScrape(Collector):
         yield _gauge("gateway_line_oldest_seconds", "How long the head of the line has waited.", reading.line_oldest)
         yield _gauge("gateway_cache_entries", "Answers kept.", reading.cache_entries)
         yield _gauge("gateway_cache_bytes", "Size of the answers kept.", reading.cache_bytes)
+        yield _gauge(
+            "gateway_model_digest_conflicts",
+            "Model names that have another digest on another instance.",
+            reading.digest_conflicts,
+        )
         yield _gauge("gateway_draining", "1 while the gateway is shutting down.", float(reading.draining))
         yield _gauge(
             "gateway_config_last_reload_successful", "1 if the last reload was taken.", float(reading.reload_ok)

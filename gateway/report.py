@@ -56,6 +56,10 @@ def problems(engine: Engine) -> list[str]:
             found.append(
                 f"{config.name} does not have its model {config.model}. Run `ollama pull {config.model}` there."
             )
+    for model, digests in engine.catalog.conflicts().items():
+        found.append(
+            f"{model} is not the same on {', '.join(digests)}: their digests differ. Run `ollama pull {model}` on each."
+        )
     return found
 
 

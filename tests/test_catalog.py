@@ -204,6 +204,15 @@ def test_an_instance_that_is_not_there_is_no_trouble() -> None:
     assert seen(catalog, given).having(QWEN) == []
 
 
+def test_a_model_that_was_unloaded_is_not_loaded() -> None:
+    catalog, given = told(LLAMA, in_memory=(LLAMA,))
+    assert alpha(catalog, given).models[model_key(LLAMA)].loaded
+    catalog.unloaded("alpha", "LLAMA3.1:8b")
+    catalog.unloaded("gone", LLAMA)
+    assert not alpha(catalog, given).models[model_key(LLAMA)].loaded
+    assert catalog.has("alpha", LLAMA)
+
+
 # What probes teach
 
 
@@ -235,6 +244,45 @@ def test_routing_sees_at_once_that_an_instance_has_no_native_api() -> None:
     assert alpha(catalog, given).native
     catalog.saw("alpha", Health(ok=True, native=False))
     assert not alpha(catalog, given).native
+
+
+# The whole pool
+
+
+def pooled(config: Config, **digests: dict[str, str]) -> Catalog:
+    """A catalogue of these instances, each with the digests of its models."""
+    catalog = Catalog(config)
+    for name, models in digests.items():
+        listing = tuple(InstalledModel(name=model, digest=digest) for model, digest in models.items())
+        catalog.learned(name, Listing(listing, None))
+    return catalog
+
+
+def test_38_the_first_configured_instance_speaks_for_a_model_that_several_have() -> None:
+    catalog = pooled(config(z={}, a={}), a={"x": "1", "only-a": "3"}, z={"X:latest": "2"})
+    assert list(catalog.merged()) == ["only-a:latest", "x:latest"]
+    assert catalog.merged()["x:latest"].model.digest == "2"
+    assert [one.instance for one in catalog.offers("library/x")] == ["z", "a"]
+
+
+def test_an_instance_with_ollamas_own_api_speaks_before_one_without() -> None:
+    catalog = pooled(config(bare={}, full={}), bare={"x": ""}, full={"x": "1"})
+    catalog.saw("bare", Health(ok=True, native=False))
+    assert catalog.merged()["x:latest"].instance == "full"
+    assert [one.instance for one in catalog.offers("x")] == ["full", "bare"]
+
+
+def test_what_may_not_be_offered_is_in_no_list_and_in_no_conflict() -> None:
+    catalog = pooled(config(a={"models": ["y"]}, b={}), a={"x": "1", "y": "1"}, b={"x": "2"})
+    assert {key: one.instance for key, one in catalog.merged().items()} == {"x:latest": "b", "y:latest": "a"}
+    assert [one.instance for one in catalog.offers("x")] == ["b"]
+    assert catalog.conflicts() == {}
+
+
+def test_38_a_name_is_in_conflict_where_two_instances_tell_different_digests() -> None:
+    given = config(a={}, b={}, c={})
+    catalog = pooled(given, a={"x": "1", "same": "5"}, b={"X": "2", "same": "5"}, c={"x": "", "same": "5"})
+    assert catalog.conflicts() == {"x:latest": {"a": "1", "b": "2"}}
 
 
 # A new configuration

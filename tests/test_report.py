@@ -129,6 +129,14 @@ async def test_a_model_that_is_there_under_another_spelling_is_not_missing() -> 
         assert report.problems(engine) == []
 
 
+async def test_38_one_name_for_two_models_is_told_with_the_command_that_makes_them_one() -> None:
+    one, other = (Behaviour(models=(SimulatedModel(name=LLAMA, digest=digit * 64),)) for digit in "12")
+    async with looking_at({"alpha": {}, "beta": {}}, alpha=one, beta=other) as engine:
+        (problem,) = report.problems(engine)
+        assert problem.startswith(f"{LLAMA} is not the same on alpha, beta")
+        assert problem.endswith(f"Run `ollama pull {LLAMA}` on each.")
+
+
 async def test_what_serve_prints_says_where_to_go() -> None:
     async with looking_at({"alpha": {}}, alpha=having(LLAMA)) as engine:
         shown = report.start(engine, "http://localhost:8080")

@@ -1,4 +1,4 @@
-"""Outermost: gives every request an id, finds its endpoint, turns errors into its dialect, and accounts for it once.
+"""Outermost: gives every request an id, finds its caller and endpoint, turns errors into its dialect, accounts for it.
 
 Whatever way a request ends, success, error or hang-up, it passes through `Guard.__call__`'s one exit.
 """
@@ -7,42 +7,81 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
+from urllib.parse import parse_qs
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.api.cors import Cors, Headers
+from gateway.api.keys import Keys
 from gateway.api.relay import send_error
-from gateway.api.routes import Surface
+from gateway.api.routes import Entry, Surface, locate
 from gateway.call import Record
-from gateway.errors import ClientLeft, GatewayError, InternalError
+from gateway.config import Config
+from gateway.errors import ClientLeft, GatewayError, InternalError, Unauthenticated, UpgradeRefused
 from gateway.log import call_facts
 from gateway.metrics import Metrics
-from gateway.wire import sane_request_id
+from gateway.routing import BY_MODEL, BY_TASK, split_alias, stands_for
+from gateway.wire import ascii_value, sane_request_id
 
 CLIENT_LEFT = 499  # nginx's status for a client that hung up: seen in logs and metrics only
 
 
-class Guard:
-    """The ASGI application. `lifespan` is told to whoever starts and stops the engine."""
+Noted = dict[bytes, bytes]
 
-    def __init__(self, surface: Surface, metrics: Metrics, lifespan: ASGIApp) -> None:
+_NOTED = frozenset(
+    {
+        b"x-request-id",
+        b"x-client-request-id",
+        b"x-task-type",
+        b"origin",
+        b"sec-fetch-site",
+        b"upgrade",
+        b"access-control-request-headers",
+        b"access-control-request-private-network",
+    }
+)
+
+
+class Guard:
+    """The ASGI application. `lifespan` is told to whoever starts and stops the engine.
+
+    `config` gives the configuration in force; keys and origins follow it at the next request.
+    """
+
+    def __init__(self, surface: Surface, metrics: Metrics, lifespan: ASGIApp, config: Callable[[], Config]) -> None:
         self._surface = surface
         self._metrics = metrics
         self._lifespan = lifespan
+        self._config = config
+        self._use(config())
         self._log = structlog.get_logger("gateway.access")
         self.closing = False  # shutting down: connections are not kept
+
+    def _use(self, config: Config) -> None:
+        self._used, self._keys, self._cors = config, Keys(config.auth), Cors(config.cors)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._lifespan(scope, receive, send)
             return
+        if (config := self._config()) is not self._used:
+            self._use(config)
         now = asyncio.get_running_loop().time
-        record = Record(request_id=_request_id(scope), arrived=now(), method=scope["method"])
+        noted = _noted(scope)
+        record = Record(request_id=_request_id(noted), arrived=now(), method=scope["method"])
         scope["gateway.record"] = record
-        answered = Answered(send, record, closing=self.closing)
+        answered = Answered(send, scope, noted, self._used, closing=self.closing)
+        if b"origin" in noted:
+            answered.more += self._cors.headers(noted[b"origin"])
         entry = None
         try:
-            entry = self._surface.find(scope, record)
+            path = locate(scope, record)
+            if scope["method"] == "OPTIONS":
+                await self._preflight(answered, record, noted)
+                return
+            entry = self._admit(path, scope, record, noted)
             self._metrics.in_flight(entry.operation).inc()
             await entry.endpoint(scope, receive, answered)
         except ClientLeft:
@@ -55,7 +94,29 @@ class Guard:
         finally:
             if entry is not None:
                 self._metrics.in_flight(entry.operation).dec()
-            self._account(record, now() - record.arrived)
+            self._account(scope, record, now() - record.arrived)
+
+    def _admit(self, path: str, scope: Scope, record: Record, noted: Noted) -> Entry:
+        """The entry for a request that may be made. Nothing of its body has been read. Raises CallError."""
+        record.operation = "none"
+        if noted.get(b"upgrade", b"").lower() == b"websocket":
+            raise UpgradeRefused("there are no WebSockets here: send a plain request")
+        if b"origin" in noted:
+            self._cors.admit(noted[b"origin"], noted.get(b"sec-fetch-site", b""))
+        if self._keys.needed(scope["method"], path):
+            scope["gateway.caller"] = self._keys.owner(scope["headers"], scope.get("gateway.key", ""))
+        return self._surface.find(path, scope, record)
+
+    async def _preflight(self, answered: Answered, record: Record, noted: Noted) -> None:
+        """OPTIONS, anywhere: a browser asks it without a key before it makes the call."""
+        record.operation = "ops"
+        headers: Headers = []
+        if b"origin" in noted:
+            asked = noted.get(b"access-control-request-headers", b"")
+            private = noted.get(b"access-control-request-private-network", b"")
+            headers = self._cors.preflight(noted[b"origin"], asked, private)
+        await answered({"type": "http.response.start", "status": 204, "headers": headers})
+        await answered({"type": "http.response.body", "body": b""})
 
     async def _refuse(self, answered: Answered, record: Record, error: GatewayError) -> None:
         record.reason = error.reason
@@ -63,39 +124,86 @@ class Guard:
             raise error  # too late for words: the server closes the connection, so the client sees a cut answer
         await send_error(answered, record, error)
 
-    def _account(self, record: Record, duration: float) -> None:
+    def _account(self, scope: Scope, record: Record, duration: float) -> None:
         self._metrics.finished(record, duration)
         if record.operation == "ops" and record.status < 400:
             return  # probes and scrapes would drown the calls
-        self._log.info("call.done", **call_facts(record, duration))
+        caller = {"key": scope["gateway.caller"]} if "gateway.caller" in scope else {}
+        self._log.info("call.done", **call_facts(record, duration), **caller)
 
 
 class Answered:
-    """`send`, which adds what every response carries and notes its status."""
+    """`send`, which adds what every response carries and notes its status. `more` are headers known by now."""
 
-    def __init__(self, send: Send, record: Record, *, closing: bool) -> None:
+    def __init__(self, send: Send, scope: Scope, noted: Noted, config: Config, *, closing: bool) -> None:
         self._send = send
-        self._record = record
-        self._closing = closing
+        self._scope = scope
+        self._noted = noted
+        self._config = config
+        self._record: Record = scope["gateway.record"]
+        self.more: Headers = [(b"connection", b"close")] if closing else []
         self.started = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
             self._record.status = message["status"]
-            headers = [*message["headers"], (b"x-request-id", self._record.request_id.encode())]
-            if self._closing:
-                headers.append((b"connection", b"close"))
-            message = {**message, "headers": headers}
+            message = {**message, "headers": [*message["headers"], *self._told(message["status"]), *self.more]}
         await self._send(message)
 
+    def _told(self, status: int) -> Headers:
+        record = self._record
+        request_id = record.request_id.encode()
+        headers = [(b"x-request-id", request_id)]
+        if record.dialect == "anthropic":
+            headers.append((b"request-id", request_id))
+        if status == Unauthenticated.status:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if status == UpgradeRefused.status:
+            headers.append((b"upgrade", b"HTTP/1.1"))
+        if task := task_told(self._scope, self._noted, record, self._config):
+            headers.append((b"x-gateway-task", ascii_value(task)))
+        return headers
 
-def _request_id(scope: Scope) -> str:
-    """The client's own, if it is one that can be written anywhere; else a new one."""
+
+def task_told(scope: Scope, noted: Noted, record: Record, config: Config) -> str:
+    """The task that decided, where it was named, and who was overruled: `planning; from=header; ignored=query:x`.
+
+    "" where no task decided. Without `from` it was named in the body, or by nobody. What names no task is `unknown`.
+    """
+    if not record.task or record.route == BY_MODEL:
+        return ""
+    query = scope.get("query_string", b"")
+    sources = {
+        "header": noted.get(b"x-task-type", b"").decode("latin-1"),
+        "path": scope.get("gateway.task", ""),
+        "alias": split_alias(stands_for(record.asked, config.aliases))[1],
+        "query": parse_qs(query.decode("latin-1")).get("task", [""])[0] if b"task=" in query else "",
+    }
+    named = [(source, task) for source, task in sources.items() if task]
+    if not named:
+        by_task = record.route == BY_TASK or any(
+            route.name == record.route and route.match.task is not None for route in config.routes
+        )
+        return record.task if by_task else ""
+    known = config.all_tasks
+    others = [f"{source}:{task if task in known else 'unknown'}" for source, task in named[1:] if task != record.task]
+    return f"{record.task}; from={named[0][0]}" + (f"; ignored={','.join(others)}" if others else "")
+
+
+def _noted(scope: Scope) -> Noted:
+    """The few headers that are looked at for every request; the first of several counts."""
+    noted: Noted = {}
     for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            return sane_request_id(value) or secrets.token_hex(8)
-    return secrets.token_hex(8)
+        if name in _NOTED:
+            noted.setdefault(name, value)
+    return noted
+
+
+def _request_id(noted: Noted) -> str:
+    """The client's own, if it is one that can be written anywhere; else a new one."""
+    own = noted.get(b"x-request-id") or noted.get(b"x-client-request-id") or b""
+    return sane_request_id(own) or secrets.token_hex(8)
 
 
 def _defect(error: Exception) -> str:

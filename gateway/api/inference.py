@@ -8,12 +8,14 @@ from urllib.parse import parse_qs
 from starlette.types import Receive, Scope, Send
 
 from gateway.api.presence import Crowd
-from gateway.api.relay import relay_reply, relay_stream
+from gateway.api.relay import relay_reply, relay_stream, send_body
 from gateway.call import Call, Operation, Record, Wish
+from gateway.dialects import anthropic
 from gateway.dispatch import Dispatch
 from gateway.engine import Engine
-from gateway.errors import BodyTooLarge, ClientLeft, InvalidCall, UnsupportedEncoding
+from gateway.errors import BodyTooLarge, ClientLeft, InvalidCall
 from gateway.routing import split_alias
+from gateway.wire import encoding, response_headers
 
 MAX_TASK = 64  # characters of a task's name
 
@@ -37,7 +39,8 @@ class Inference:
         record.operation, record.dialect = operation.name, operation.dialect
         wish = operation.read(body)
         record.stream, record.asked = wish.stream, wish.model
-        call = _call(scope, headers, operation, wish, body, record, self._engine.route_headers)
+        reworded = config.openai.reasoning_content
+        call = _call(scope, headers, operation, wish, body, record, self._engine.route_headers, reworded)
         dispatch: Dispatch = self._engine.dispatch
         if wish.stream:
             await relay_stream(
@@ -48,10 +51,11 @@ class Inference:
 
 
 async def read_body(headers: Mapping[str, str], receive: Receive, limit: int) -> bytes:
-    """The whole body. Raises BodyTooLarge beyond `limit` bytes, UnsupportedEncoding, ClientLeft."""
-    encoding = headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        raise UnsupportedEncoding(f"Content-Encoding {encoding[:32]!r} is not supported: send the body as it is")
+    """The whole body, inflated where it came compressed.
+
+    Raises BodyTooLarge beyond `limit` bytes, before or after that, UnsupportedEncoding, InvalidCall, ClientLeft.
+    """
+    coding = encoding.named(headers.get("content-encoding", ""))
     declared = headers.get("content-length", "")
     too_large = f"the body is larger than {limit} bytes (server.max_body)"
     if declared.isdigit() and int(declared[:20]) > limit:
@@ -67,7 +71,20 @@ async def read_body(headers: Mapping[str, str], receive: Receive, limit: int) ->
         if size > limit:
             raise BodyTooLarge(too_large)
         more = message.get("more_body", False)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    return body if coding is None else encoding.inflated(body, coding, limit)
+
+
+class TokenCount:
+    """POST /v1/messages/count_tokens: an estimate, made here and now; no instance is asked (clients.md §9 I 91)."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(_headers(scope), receive, self._engine.config.server.max_body)
+        told = b'{"input_tokens":%d}' % anthropic.estimated_tokens(body)
+        await send_body(send, 200, told, response_headers())
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -86,6 +103,7 @@ def _call(
     body: bytes,
     record: Record,
     route_headers: frozenset[str],
+    reasoning_content: bool,
 ) -> Call:
     model, alias_task = split_alias(wish.model)
     task, source = _task(scope, headers, alias_task, wish.task)
@@ -101,6 +119,7 @@ def _call(
         headers={name: headers[name] for name in route_headers if name in headers},
         agent=headers.get("user-agent", ""),
         no_store="no-store" in headers.get("cache-control", ""),
+        reasoning_content=reasoning_content,
     )
 
 

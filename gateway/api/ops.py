@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -17,6 +18,8 @@ from gateway.dialects import openai
 from gateway.engine import Engine
 from gateway.metrics import CONTENT_TYPE, InstanceReading
 from gateway.routing import split_alias
+
+MAX_CONFLICTS = 100  # names shown by /gateway/status
 
 
 class Ops:
@@ -62,6 +65,7 @@ class Ops:
             "line": {"depth": reading.line_depth, "bytes": reading.line_bytes, "oldest": round(reading.line_oldest, 3)},
             "cache": {"entries": reading.cache_entries, "bytes": reading.cache_bytes},
             "instances": [self._instance(one) for one in reading.instances],
+            "digest_conflicts": dict(islice(engine.catalog.conflicts().items(), MAX_CONFLICTS)),
         }
 
     def _instance(self, reading: InstanceReading) -> dict[str, Any]:

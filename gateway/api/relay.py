@@ -15,7 +15,7 @@ from starlette.types import Receive, Send
 from gateway.api.presence import Crowd, Presence
 from gateway.call import Call, Record, Reply
 from gateway.config import StreamConfig
-from gateway.dialects import in_stream, render, status_headers
+from gateway.dialects import render, status_headers
 from gateway.dispatch import Dispatch
 from gateway.errors import GatewayError
 from gateway.wire import ascii_value, response_headers
@@ -65,6 +65,7 @@ class Stream:
         self._call = call
         self._record = record
         self._turn = asyncio.Lock()  # relay and keep-alive take turns, so the head is first and frames stay whole
+        self.reader = call.operation.reader(call)  # one that has read nothing, until there is an answer
         self.started = False
         self.last_write = now
 
@@ -103,7 +104,7 @@ class Stream:
             return
         self._record.status = 200
         self._record.interrupted = True
-        await self.end(in_stream(self._record.dialect, error, self._record.request_id))
+        await self.end(self.reader.failure(error, self._record.request_id))
 
 
 class KeepAlive:
@@ -161,6 +162,7 @@ async def relay_stream(
             KeepAlive(stream, config, call.operation.keep_alive),
             dispatch.exchange(call, record) as exchange,
         ):
+            stream.reader = exchange.reader
             while frames := await exchange.frames():
                 if frames[-1].last:
                     presence.finished()
@@ -180,4 +182,4 @@ async def relay_reply(
     async with Presence(receive, crowd) as presence:
         reply: Reply = await dispatch.answer(call, record)
         presence.finished()
-        await send_body(send, 200, reply.body, [*response_headers(), *told(record)])
+        await send_body(send, 200, reply.body, [*response_headers(whole=reply.content_type), *told(record)])

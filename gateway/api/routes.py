@@ -1,20 +1,22 @@
 """The whole public surface as one table, and how a path finds its entry.
 
-Paths are compared after `//` and a trailing slash are taken out and a prefix `/t/<task>` is taken off; nothing is ever
-redirected, and no path of the client's is sent upstream.
+Paths are compared after `//` and a trailing slash are taken out, the prefixes `/k/<key>` and `/t/<task>` are taken
+off, and a base URL that was doubled, mixed or cut short is put right; nothing is ever redirected, and no path of the
+client's is sent upstream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.call import Operation, Record
-from gateway.dialects import facade, facade_or_ollama, ollama, openai
+from gateway.dialects import anthropic, facade, facade_or_ollama, ollama, openai, responses
 from gateway.errors import Forbidden, UnknownPath, WrongMethod
 
 Answer = Callable[[Request], Awaitable[Response]]
@@ -51,6 +53,9 @@ def inference(make: Callable[[Callable[[bytes], Operation]], ASGIApp]) -> Iterab
         openai.CHAT,
         openai.COMPLETIONS,
         openai.EMBEDDINGS,
+        openai.TRANSCRIPTIONS,
+        responses.RESPONSES,
+        anthropic.MESSAGES,
         ollama.GENERATE,
         ollama.EMBED,
         ollama.EMBEDDINGS,
@@ -80,13 +85,11 @@ class Surface:
     def paths(self) -> list[str]:
         return sorted(self._exact)
 
-    def find(self, scope: Scope, record: Record) -> Entry:
-        """The entry for a request; notes its path and family in `record`.
+    def find(self, path: str, scope: Scope, record: Record) -> Entry:
+        """The entry for a request to `path`, as `locate` gives it; notes it in `record`.
 
         Raises UnknownPath, WrongMethod and, for what Ollama has but the gateway keeps closed, Forbidden.
         """
-        path = _canonical(scope)
-        record.dialect = family(path)
         entries = self._exact.get(path) or [one for one in self._below if path.startswith(f"{one.path}/")]
         if not entries:
             record.operation = "none"
@@ -102,13 +105,35 @@ class Surface:
         raise WrongMethod(f"{record.path} takes {allowed}", allow=allowed)
 
 
-def _canonical(scope: Scope) -> str:
-    """The path in the table's spelling. Notes the task of a `/t/<task>` prefix in `scope`."""
+def locate(scope: Scope, record: Record) -> str:
+    """The path in the table's spelling; notes its family in `record`.
+
+    Notes the key of a prefix `/k/<key>` and the task of `/t/<task>` in `scope`, one each in either order, and leaves no
+    other trace of the key there.
+    """
     parts = [part for part in scope["path"].split("/") if part]
-    if len(parts) >= 2 and parts[0] == "t":
-        scope["gateway.task"] = parts[1]
+    while len(parts) >= 2 and (name := _PREFIXES.get(parts[0])) is not None and name not in scope:
+        scope[name] = parts[1]
         parts = parts[2:]
-    return "/" + "/".join(parts)
+    path = "/" + "/".join(_repaired(parts))
+    if "gateway.key" in scope:
+        scope["path"], scope["raw_path"] = path, quote(path, errors="replace").encode()
+    record.dialect = family(path)
+    return path
+
+
+_PREFIXES = {"k": "gateway.key", "t": "gateway.task"}
+_DOUBLED = (["v1", "v1"], ["api", "api"], ["v1", "api"])
+_UNDER_V1 = frozenset({"chat", "completions", "embeddings", "models", "responses", "messages"})
+
+
+def _repaired(parts: list[str]) -> list[str]:
+    """What was meant where a base URL had a `/v1` or `/api` too many or none; `/v1` alone is `/` (clients.md §9 A)."""
+    if parts[:2] in _DOUBLED:
+        parts = parts[1:]
+    if parts == ["v1"]:
+        return []
+    return ["v1", *parts] if parts and parts[0] in _UNDER_V1 else parts
 
 
 def family(path: str) -> str:

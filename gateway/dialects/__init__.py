@@ -6,13 +6,15 @@ import msgspec
 from msgspec import Raw, Struct
 
 from gateway.call import Operation
-from gateway.dialects import facade, ollama, openai
-from gateway.dialects.failures import Heard, heard, in_stream, refusal, render, status_headers
+from gateway.dialects import anthropic, facade, ollama, openai, responses
+from gateway.dialects.failures import Heard, broken, heard, in_stream, refusal, render, status_headers
 from gateway.dialects.reading import NULL
 from gateway.wire import json
 
 __all__ = [
     "Heard",
+    "anthropic",
+    "broken",
     "facade",
     "facade_or_ollama",
     "heard",
@@ -21,6 +23,7 @@ __all__ = [
     "openai",
     "refusal",
     "render",
+    "responses",
     "status_headers",
 ]
 

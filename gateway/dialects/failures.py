@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.errors import GatewayError, InternalError, WrongMethod
+from gateway.errors import GatewayError, InternalError, Refused, StreamBroken, UpstreamError, WrongMethod
 from gateway.wire import headers, json
 
 LONGEST = 2000  # characters of an instance's own words
 RETRY_AFTER = (1.0, 30.0)  # seconds: clients ignore more, or sleep through it (clients.md §9 K 105)
 CONTEXT_OVERFLOW = "context_length_exceeded"
 
-_NESTED = 3  # an error in an error in an error: Ollama reaches two (ollama.md §4.3)
+_NESTED = 4  # an error in an error in an error: on /v1 Ollama reaches all of them (ollama.md §4.3)
 _OVERFLOW_WORDS = (
     "exceeds the available context size",
     "exceeds the context length",
@@ -48,6 +48,12 @@ def refusal(body: bytes) -> Heard:
         return Heard("")
     error = value.get("error") if isinstance(value, dict) else None
     return heard(error) if error else Heard("")
+
+
+def broken(instance: str, words: str) -> UpstreamError:
+    """An answer that failed after status 200 (ollama.md §4.4). Of a prompt that does not fit the client should hear."""
+    code = heard(words).code
+    return StreamBroken(instance, words) if code is None else Refused(instance, 400, words, code=code)
 
 
 def _innermost(error: object, depth: int) -> str:

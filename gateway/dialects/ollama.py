@@ -14,8 +14,9 @@ from msgspec import Raw, Struct
 
 from gateway.call import Call, Frame, Reply, Usage, Wish
 from gateway.dialects.chunks import whole
-from gateway.dialects.failures import heard
+from gateway.dialects.failures import heard, in_stream
 from gateway.dialects.reading import NULL, Form, TaskName, Thing, required_model, texts
+from gateway.errors import GatewayError
 from gateway.wire import json, ndjson
 
 UNFINISHED = "the instance ended the answer without finishing it"
@@ -110,6 +111,9 @@ class LineReader:
             if self.complete:
                 break
         return frames
+
+    def failure(self, error: GatewayError, request_id: str) -> bytes:
+        return in_stream("ollama", error, request_id)
 
     def _frame(self, raw: bytes) -> Frame:
         try:

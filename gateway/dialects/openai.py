@@ -1,4 +1,4 @@
-"""The OpenAI dialect: chat completions, text completions and embeddings, relayed to the instance's own `/v1` (D6).
+"""The OpenAI dialect: completions of both kinds, embeddings, transcriptions, relayed to the instance's own `/v1` (D6).
 
 The fields that decide where a call may go, or that Ollama would get wrong in silence, are read and checked; all others
 pass. A body goes upstream as the bytes that came unless a rule of `gateway.dialects.repairs` changes it.
@@ -13,14 +13,15 @@ from msgspec import Meta, Raw, Struct
 
 from gateway.call import Call, Reply, Wish
 from gateway.dialects import repairs
-from gateway.dialects.chunks import ChunkReader, counted
+from gateway.dialects.chunks import UNFINISHED, ChunkReader, counted
 from gateway.dialects.failures import heard
 from gateway.dialects.reading import NULL, Form, Positive, TaskName, Thing, complaint, first_byte, required_model, texts
 from gateway.errors import InvalidCall
-from gateway.wire import json
+from gateway.wire import json, multipart
 
 MAX_INPUTS = 2048
-UNFINISHED = "the instance ended the answer without finishing it"
+
+_PLAIN_FORMS = ("text", "srt", "vtt")
 
 
 class StreamOptions(Struct, gc=False):
@@ -86,10 +87,11 @@ class _Choice(Struct, gc=False):
 
 
 class Finished(Struct, gc=False):
-    """A finished reply of any of the three, as far as we look at it."""
+    """A finished reply of any kind, as far as we look at it."""
 
     choices: list[_Choice] | None = None
     data: list[Raw] | None = None
+    text: Any = None
     usage: Any = None
     error: Any = None
 
@@ -102,7 +104,7 @@ _TEXT = msgspec.json.Decoder(str)
 
 
 class _Operation:
-    """What the three have in common. `rules` are the repairs that may change a body, in order."""
+    """What they have in common. `rules` are the repairs that may change a body, in order."""
 
     name = ""
     path = ""
@@ -124,11 +126,14 @@ class _Operation:
         return call.body if fields is given else msgspec.json.encode(fields)
 
     def reader(self, call: Call) -> ChunkReader:
-        return ChunkReader(self.id_prefix + call.request_id, show_usage=call.wish.wants_usage)
+        identity, twice = self.id_prefix + call.request_id, call.reasoning_content
+        return ChunkReader(identity, show_usage=call.wish.wants_usage, reasoning_content=twice)
 
     def reply(self, call: Call, model: str, body: bytes, seconds: float) -> Reply:
         finished = whole_answer(body)
-        return Reply(repairs.identified(body, self.id_prefix + call.request_id), counted(finished.usage))
+        identity, twice = self.id_prefix + call.request_id, call.reasoning_content
+        mended = repairs.answer_mended(body, identity, reasoning_content=twice)
+        return Reply(mended, counted(finished.usage))
 
 
 class Chat(_Operation):
@@ -195,6 +200,40 @@ class Embeddings(_Operation):
         finished = decoded(body)
         if not finished.data:
             raise ValueError("the instance answered without embeddings")
+        return Reply(body, counted(finished.usage))
+
+
+class Transcriptions(_Operation):
+    """POST /v1/audio/transcriptions: a form with a file. Only its field `model` is ever replaced"""
+
+    name = "transcriptions"
+    path = "/v1/audio/transcriptions"
+
+    def read(self, body: bytes) -> Wish:
+        try:
+            form = multipart.Form(body)
+            model, task, stream = (form.field(name) for name in ("model", "task_type", "stream"))
+            if not form.has_file("file"):
+                raise InvalidCall("file is required", param="file")
+        except multipart.FormProblem as problem:
+            raise InvalidCall(str(problem)) from None
+        if stream.lower() not in ("", "false", "0"):
+            raise InvalidCall("stream must be false: Ollama sends a transcription whole", param="stream")
+        return Wish(model=required_model(model), task=task, needs=frozenset({"audio"}), content_type=form.content_type)
+
+    def write(self, call: Call, model: str) -> bytes:
+        return call.body if call.wish.model == model else multipart.Form(call.body).with_field("model", model)
+
+    def reader(self, call: Call) -> ChunkReader:
+        raise NotImplementedError("transcriptions are never streamed")
+
+    def reply(self, call: Call, model: str, body: bytes, seconds: float) -> Reply:
+        """JSON with a `text`, or where another form was asked for plain text; Ollama sends JSON even then."""
+        if body.lstrip()[:1] != b"{" and multipart.Form(call.body).field("response_format") in _PLAIN_FORMS:
+            return Reply(body, content_type=b"text/plain; charset=utf-8")
+        finished = decoded(body)
+        if not isinstance(finished.text, str):
+            raise ValueError("the instance answered without a transcription")  # noqa: TRY004 - its fault, not a type's
         return Reply(body, counted(finished.usage))
 
 
@@ -273,3 +312,4 @@ def text_of(finished: Finished) -> str:
 CHAT = Chat()
 COMPLETIONS = Completions()
 EMBEDDINGS = Embeddings()
+TRANSCRIPTIONS = Transcriptions()

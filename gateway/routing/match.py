@@ -25,12 +25,12 @@ def _matches(route: RouteConfig, call: Call, task: str, model_known: bool) -> bo
     match = route.match
     if match.task is not None and (task not in _several(match.task) or (model_known and match.model is None)):
         return False
-    if match.model is not None and not any(_same_model(pattern, call.model) for pattern in _several(match.model)):
+    if match.model is not None and not any(same_model(pattern, call.model) for pattern in _several(match.model)):
         return False
     return match.header is None or _headers_match(match.header, call.headers)
 
 
-def _same_model(pattern: str, model: str) -> bool:
+def same_model(pattern: str, model: str) -> bool:
     """A pattern without a tag stands for every tag only where it has a wildcard; `x` alone is `x:latest`."""
     if not model:
         return False

@@ -1,7 +1,8 @@
 """Where a call may go: candidates in order, each with its reason. Pure; the line decides among them.
 
-Precedence is D2: a route of the table, else a model the pool knows, else a task; an unknown model goes by task only
-if a task was named explicitly. Tiers are a fallback chain: a later one is for when nothing in the earlier is fit.
+Aliases were replaced before. Precedence is D2: a route of the table, else a model the pool knows, else a
+task; an unknown model goes by task only if a task was named explicitly. Tiers are a fallback chain: a later one is for
+when nothing in the earlier is fit.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 
-from gateway.call import AUTO, Call, Candidate, Plan, model_key
+from gateway.call import Call, Candidate, Plan, model_key
 from gateway.config import DEFAULT_TASK, GENERAL, Config, RouteConfig, Target
 from gateway.errors import InvalidCall, NoInstance, UnknownModel, UnknownPath
+from gateway.routing.aliases import split_alias
 from gateway.routing.match import first_match
 from gateway.routing.view import InstanceView, ModelView, PoolView
 
@@ -40,7 +42,7 @@ def plan(call: Call, config: Config, view: PoolView) -> Plan:
     elif having:
         drawn = _by_model(call, having)
     elif call.model and not call.task:
-        raise _unknown_model(call.model, view)
+        raise _unknown_model(call, view)
     else:
         drawn = _by_task(call, task, config, view)
     if not drawn.candidates:
@@ -165,8 +167,10 @@ def _candidate(
     call: Call, model: str, instance: InstanceView, tier: int, reason: str, substitution: str = "", rank: int = 0
 ) -> Candidate:
     named = bool(call.model) and model_key(model) == model_key(call.model)
-    if call.model and not named and not substitution:
-        substitution = f"model {model} stands in for {call.model}"
+    asked = split_alias(call.wish.model)[0]
+    if asked and model_key(model) != model_key(asked):
+        stands_in = f"model {model} stands in for {asked}"
+        substitution = f"{stands_in}; {substitution}" if substitution else stands_in
     return Candidate(
         instance=instance.name,
         model=model,
@@ -184,13 +188,16 @@ def _where(instance: InstanceView, model: str) -> str:
     return f"{model} is {state} there" + (f", but {instance.why_not}" if instance.why_not else "")
 
 
-def _unknown_model(model: str, view: PoolView) -> UnknownModel | NoInstance:
+def _unknown_model(call: Call, view: PoolView) -> UnknownModel | NoInstance:
+    model = call.model
     if not any(instance.known for instance in view.instances):
         return NoInstance("no instance has told its models yet", retry_after=RETRY_AFTER)
     names = sorted({found.name for instance in view.instances for found in instance.models.values()})
     near = difflib.get_close_matches(model_key(model), [model_key(name) for name in names], 1)
     silent = sum(not instance.known for instance in view.instances)
     hint = f". Did you mean '{near[0]}'?" if near else ""
+    if model != call.wish.model:
+        hint += f" ('{call.wish.model[:256]}' stands for it, by an alias)"
     if silent:
         hint += f" ({silent} of {len(view.instances)} instances could not be asked yet)"
     return UnknownModel(model, hint)
@@ -206,11 +213,3 @@ def _nothing_for(call: Call, task: str, drawn: Plan) -> str:
     wish = f"model {call.model}" if call.model and drawn.route != BY_TASK else f"task {task}"
     why = "; ".join(f"{name} {reason}" for name, reason in drawn.left_out[:4])
     return f"no instance can serve {wish}" + (f": {why}" if why else "")
-
-
-def split_alias(model: str) -> tuple[str, str]:
-    """A model as the client spelt it -> (model, task): `auto` and `auto:<task>` are no model but ask for a task."""
-    head, _, tag = model.partition(":")
-    if head.casefold() != AUTO or "/" in tag:
-        return model, ""
-    return "", "" if tag.casefold() == "latest" else tag

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.simulator import prompt, shapes
+from gateway.simulator import dialects, prompt, shapes
 from gateway.simulator.behaviour import Behaviour, SimulatedModel, version_of
 from gateway.simulator.connection import Exchange, Seen
 from gateway.simulator.prompt import Ask, Refusal, decode
@@ -92,7 +92,17 @@ def _generate(
     verb: str,
 ) -> None:
     """Everything that needs a model: chat, generate and embed, in every dialect."""
-    ask = read(decode(body))
+    _answer(simulator, exchange, read(decode(body)), voice=voice, verb=verb)
+
+
+def _transcribe(simulator: Simulator, exchange: Exchange, body: bytes) -> None:
+    ask = dialects.read_transcription(body, exchange.seen.header("content-type") or "")
+    _answer(simulator, exchange, ask, voice=dialects.Transcription, verb="chat")
+
+
+def _answer(
+    simulator: Simulator, exchange: Exchange, ask: Ask, *, voice: Callable[[Ask, int, str], Voice], verb: str
+) -> None:
     exchange.seen.model, exchange.seen.stream = ask.model, ask.stream
     if verb == "chat" and not ask.model:
         raise Refusal(400, "model is required")
@@ -155,6 +165,9 @@ _ROUTES: dict[str, dict[str, Handler]] = {
         "POST": partial(_generate, read=prompt.read_completion, voice=shapes.OpenAICompletion, verb="generate")
     },
     "/v1/embeddings": _embeds("openai"),
+    "/v1/responses": {"POST": partial(_generate, read=dialects.read_responses, voice=dialects.Responses, verb="chat")},
+    "/v1/messages": {"POST": partial(_generate, read=dialects.read_messages, voice=dialects.Messages, verb="chat")},
+    "/v1/audio/transcriptions": {"POST": _transcribe},
     "/v1/models": {"GET": _v1_models},
 }
 

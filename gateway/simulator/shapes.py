@@ -67,8 +67,14 @@ def error_body(path: str, status: int, text: str) -> bytes:
     """An error in the shape of the family the path belongs to (§3.6, §4.1)."""
     if not path.startswith("/v1"):
         return encode({"error": text})
+    if path.startswith("/v1/messages"):
+        kind = _ANTHROPIC_KINDS.get(status, "api_error" if status >= 500 else "invalid_request_error")
+        return encode({"type": "error", "error": {"type": kind, "message": text}, "request_id": "req_simulated"})
     kind = {400: "invalid_request_error", 404: "not_found_error"}.get(status, "api_error")
     return encode({"error": {"message": text, "type": kind, "param": None, "code": None}})
+
+
+_ANTHROPIC_KINDS = {404: "not_found_error", 429: "rate_limit_error", 503: "overloaded_error", 529: "overloaded_error"}
 
 
 class OpenAIChat:

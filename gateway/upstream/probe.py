@@ -1,4 +1,4 @@
-"""Questions asked of an instance: are you there, what are you, which models have you?
+"""Questions asked of an instance: are you there, what are you, which models have you, what is this one?
 
 What comes back is somebody else's JSON: it is capped, decoded into known shapes, and an entry that does not fit is
 skipped. A probe says what is wrong and what would likely put it right, in one sentence, since it is read by whoever
@@ -18,14 +18,17 @@ from typing import Any
 
 import msgspec
 
-from gateway.errors import BadAnswer, ConnectionLost, FirstTokenTimeout, UpstreamError
+from gateway.errors import BadAnswer, ConnectionLost, FirstTokenTimeout, Refused, UpstreamError
 from gateway.upstream.transport import HTTPError, client
 from gateway.upstream.upstream import Upstream
 
 MAX_REPLY = 8 * 2**20  # bytes
 MAX_MODELS = 4096  # per instance
 MAX_NAME = 256
+MAX_BRACKETS = 256  # in one entry of a list; Ollama's have about five
+MAX_POSTS = 8  # questions with a body under way at one instance; more wait their turn, inside their own time limit
 
+_JSON = {"content-type": "application/json"}
 _NAME = re.compile(r"[A-Za-z0-9._:/@+~=-]+")
 _WORD = re.compile(r"[A-Za-z0-9_.+-]{1,64}")
 _FIXES = {
@@ -76,6 +79,7 @@ class LoadedModel:
     size_vram: int = 0  # bytes
     context_length: int | None = None  # per request, as allocated
     expires_at: str = ""  # RFC 3339; may be in the past (ollama.md §6.5)
+    raw: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # the whole entry, for lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,13 @@ class _Model(msgspec.Struct):
     details: _Details | None = None
 
 
+class _Show(msgspec.Struct):
+    """An answer that has neither is some other server's."""
+
+    details: dict[str, msgspec.Raw] | None = None
+    model_info: dict[str, msgspec.Raw] | None = None
+
+
 class _Models(msgspec.Struct):
     models: list[msgspec.Raw] | None  # required: a reply without it is some other server's
 
@@ -120,6 +131,7 @@ _read_version = msgspec.json.Decoder(_Version).decode
 _read_model = msgspec.json.Decoder(_Model).decode
 _read_models = msgspec.json.Decoder(_Models).decode
 _read_data = msgspec.json.Decoder(_Data).decode
+_read_show = msgspec.json.Decoder(_Show).decode
 _read_any = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -129,6 +141,7 @@ class Prober:
     def __init__(self, upstream: Upstream) -> None:
         self._name = upstream.name
         self._client = client(upstream)
+        self._posts = asyncio.Semaphore(MAX_POSTS)
 
     async def health(self, timeout: float) -> Health:
         """Whether it answers, within `timeout` seconds in all. Raises nothing but CancelledError."""
@@ -156,6 +169,34 @@ class Prober:
         except UpstreamError:
             return Listing(installed, None)
         return Listing(installed, loaded)
+
+    async def show(self, model: str, timeout: float, *, verbose: bool = False) -> bytes:
+        """What `/api/show` says of `model`: a JSON object, as it came. `timeout` seconds. Raises UpstreamError.
+
+        Asked in our own name: Ollama answers one client differently (ollama.md §2.6), and this answer is for all.
+        """
+        question = {"model": model, **({"verbose": True} if verbose else {})}
+        body = await self.post("/api/show", msgspec.json.encode(question), timeout)
+        try:
+            told = _read_show(body)
+        except _UNREADABLE:
+            told = _Show()
+        if told.details is None and told.model_info is None:
+            raise BadAnswer(self._name, "its answer to /api/show describes no model")
+        return body
+
+    async def post(self, path: str, body: bytes, timeout: float) -> bytes:
+        """What it answers to JSON at `path`, within `timeout` seconds. Raises UpstreamError, Refused for a status."""
+        try:
+            async with asyncio.timeout(timeout), self._posts:
+                status, answer = await self._ask("POST", path, body)
+        except TimeoutError:
+            raise FirstTokenTimeout(self._name, f"no answer to {path} within {timeout:g} s") from None
+        if status >= 400:
+            raise Refused(self._name, status, f"answered {status} to {path}")
+        if status != 200:
+            raise BadAnswer(self._name, f"answered {status} to {path}")
+        return answer
 
     async def close(self) -> None:
         """The upstream stays open: it belongs to whoever made it."""
@@ -195,10 +236,13 @@ class Prober:
         return (listed or [])[:MAX_MODELS]
 
     async def _get(self, path: str) -> tuple[int, bytes]:
+        return await self._ask("GET", path)
+
+    async def _ask(self, method: str, path: str, content: bytes | None = None) -> tuple[int, bytes]:
         """Status and body. Whoever asks limits the time."""
         body = bytearray()
         try:
-            async with self._client.stream("GET", path, timeout=None) as response:
+            async with self._client.stream(method, path, content=content, headers=_JSON, timeout=None) as response:
                 async for piece in response.aiter_raw():
                     body += piece
                     if len(body) > MAX_REPLY:
@@ -228,6 +272,9 @@ def _version(body: bytes) -> str | None:
 def _entries(listed: list[msgspec.Raw]) -> Iterator[tuple[str, _Model, dict[str, Any]]]:
     """Entries that can be understood, under names that are safe to show and to compare."""
     for raw in listed:
+        text = bytes(memoryview(raw))
+        if text.count(b"{") + text.count(b"[") > MAX_BRACKETS:
+            continue  # so deep or so long that it could not be relayed
         try:
             model, whole = _read_model(raw), _read_any(raw)
         except _UNREADABLE:
@@ -253,5 +300,5 @@ def _installed(listed: list[msgspec.Raw]) -> Iterator[InstalledModel]:
 
 
 def _loaded(listed: list[msgspec.Raw]) -> Iterator[LoadedModel]:
-    for name, model, _ in _entries(listed):
-        yield LoadedModel(name, model.size_vram or 0, model.context_length, (model.expires_at or "")[:64])
+    for name, model, whole in _entries(listed):
+        yield LoadedModel(name, model.size_vram or 0, model.context_length, (model.expires_at or "")[:64], whole)

@@ -1,14 +1,16 @@
 """How it travels: bytes cut into frames, JSON read strictly, headers from allow-lists. No I/O, no asyncio."""
 
-from gateway.wire import headers, json, ndjson, sse
+from gateway.wire import encoding, headers, json, multipart, ndjson, sse
 from gateway.wire.headers import ascii_value, request_headers, response_headers, sane_request_id
 from gateway.wire.splitter import FrameTooLong
 
 __all__ = [
     "FrameTooLong",
     "ascii_value",
+    "encoding",
     "headers",
     "json",
+    "multipart",
     "ndjson",
     "request_headers",
     "response_headers",

@@ -20,14 +20,16 @@ _PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if code != ord("%"))
 _CUT_ESCAPE = re.compile(r"%[0-9A-F]?\Z")
 
 
-def request_headers(request_id: str, agent: str = "", traceparent: str = "") -> Headers:
+def request_headers(
+    request_id: str, agent: str = "", traceparent: str = "", content_type: bytes = b"application/json"
+) -> Headers:
     """What an instance is told beside what the connection says itself: host, length, no compression.
 
     The user agent matters: Ollama answers some clients differently (ollama.md §2.6). A `traceparent` goes on only where
     it is well-formed.
     """
     headers = [
-        (b"content-type", b"application/json"),
+        (b"content-type", content_type),
         (b"accept", b"application/json, application/x-ndjson, text/event-stream"),
         (b"user-agent", ascii_value(agent) or OUR_AGENT),
         (b"x-request-id", ascii_value(request_id)),
@@ -37,13 +39,13 @@ def request_headers(request_id: str, agent: str = "", traceparent: str = "") -> 
     return headers
 
 
-def response_headers(stream_type: bytes = b"") -> Headers:
-    """What a client is told of an answer: a stream of that type, or finished JSON where none is given.
+def response_headers(stream_type: bytes = b"", *, whole: bytes = b"application/json") -> Headers:
+    """What a client is told of an answer: a stream of that type, or where none is given a finished one, usually JSON.
 
     A stream must not be held back or changed on its way (clients.md §7). Nothing of the instance's own headers passes.
     """
     if not stream_type:
-        return [(b"content-type", b"application/json")]
+        return [(b"content-type", whole)]
     return [
         (b"content-type", stream_type),
         (b"cache-control", b"no-cache, no-transform"),

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.api.routes import CLOSED, GET, POST, Entry, Surface, answer, family, inference
+from gateway.api.routes import CLOSED, GET, POST, Entry, Surface, answer, family, inference, locate
 from gateway.call import Operation, Record
-from gateway.dialects import facade, ollama, openai
+from gateway.dialects import anthropic, facade, ollama, openai, responses
 from gateway.errors import Forbidden, UnknownPath, WrongMethod
 
 
@@ -40,20 +40,24 @@ SURFACE = Surface(
 )
 
 
+def find(scope: dict[str, Any], record: Record) -> Entry:
+    return SURFACE.find(locate(scope, record), scope, record)
+
+
 class Found:
     """Where a request went."""
 
     def __init__(self, path: str, method: str = "POST") -> None:
         self.scope: dict[str, Any] = {"type": "http", "path": path, "method": method}
         self.record = Record(request_id="r", arrived=0.0)
-        self.entry = SURFACE.find(self.scope, self.record)
+        self.entry = find(self.scope, self.record)
 
 
 def refused(path: str, method: str = "POST") -> Record:
     """The record of a request for which there is no entry."""
     record = Record(request_id="r", arrived=0.0)
     with pytest.raises((UnknownPath, WrongMethod, Forbidden)):
-        SURFACE.find({"type": "http", "path": path, "method": method}, record)
+        find({"type": "http", "path": path, "method": method}, record)
     return record
 
 
@@ -73,7 +77,7 @@ def test_a_path_is_the_same_with_any_number_of_slashes(path: str, slashes: list[
         record = Record(request_id="r", arrived=0.0)
         scope = {"type": "http", "path": asked, "method": method}
         try:
-            found = SURFACE.find(scope, record)
+            found = find(scope, record)
         except WrongMethod:
             continue
         assert found.path == record.path == path
@@ -84,7 +88,7 @@ def test_a_path_is_the_same_with_any_number_of_slashes(path: str, slashes: list[
 def test_any_path_at_all_is_found_or_refused(path: str) -> None:
     record = Record(request_id="r", arrived=0.0)
     try:
-        SURFACE.find({"type": "http", "path": "/" + path, "method": "POST"}, record)
+        find({"type": "http", "path": "/" + path, "method": "POST"}, record)
     except (UnknownPath, WrongMethod, Forbidden):
         assert record.operation == "none"
     assert record.path in ("", *SURFACE.paths)  # never the client's own spelling
@@ -136,6 +140,63 @@ def test_one_prefix_is_taken_off_and_not_two() -> None:
 
 def test_behind_a_prefix_errors_take_the_words_of_the_path_itself() -> None:
     assert refused("/t/code/api/nothing").dialect == "ollama"
+
+
+# The key in the path
+
+
+@pytest.mark.parametrize(
+    "path", ["/k/secret/v1/chat/completions", "/k/secret/t/code/v1/chat/completions", "//t/code//k/secret/api/chat/"]
+)
+def test_a_prefix_carries_the_key_before_or_after_the_task(path: str) -> None:
+    found = Found(path)
+    assert found.scope["gateway.key"] == "secret"
+    assert found.scope.get("gateway.task", "code") == "code"
+    assert found.entry.path in ("/v1/chat/completions", "/api/chat")
+
+
+def test_a_key_leaves_no_trace_but_the_one_it_is_looked_up_by() -> None:
+    found = Found("/k/secret/v1/chat/completions")
+    assert found.scope.pop("gateway.key") == "secret"
+    assert "secret" not in repr(found.scope) + repr(found.record)
+
+
+def test_a_second_key_is_no_prefix() -> None:
+    assert refused("/k/one/k/two/v1/chat/completions").path == ""
+
+
+@pytest.mark.parametrize("path", ["/k/secret", "/k/secret/", "/k/secret/t/code", "/v1", "/v1/", "/t/code/v1", "/v1/v1"])
+def test_a_bare_prefix_is_the_root(path: str) -> None:
+    assert Found(path, "GET").entry.path == Found(path, "HEAD").entry.path == "/"
+
+
+# Base URLs that were doubled, mixed or cut short
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/messages", "/v1/messages"),
+        ("/api/api/tags", "/api/tags"),
+        ("/v1/api/tags", "/api/tags"),
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/completions", "/v1/completions"),
+        ("/embeddings", "/v1/embeddings"),
+        ("/models", "/v1/models"),
+        ("/models/hf.co/user/model:Q4", "/v1/models/hf.co/user/model:Q4"),
+        ("/responses", "/v1/responses"),
+        ("/messages/count_tokens", "/v1/messages/count_tokens"),
+        ("/k/secret/t/code/v1/v1/messages", "/v1/messages"),
+        ("/api/chat", "/api/chat"),
+        ("/api/v1/models", "/api/v1/models"),
+        ("/gateway/status", "/gateway/status"),
+    ],
+)
+def test_a_base_url_with_a_part_too_many_or_too_few_is_put_right(asked: str, meant: str) -> None:
+    record = Record(request_id="r", arrived=0.0)
+    assert locate({"type": "http", "path": asked, "method": "GET"}, record) == meant
+    assert record.dialect == family(meant)
 
 
 # Paths below
@@ -255,14 +316,15 @@ def test_the_paths_that_ask_a_model_are_those_of_the_operations() -> None:
 
     entries = list(inference(make))
     operations: tuple[Operation, ...] = (
-        openai.CHAT, openai.COMPLETIONS, openai.EMBEDDINGS, ollama.GENERATE, ollama.EMBED, ollama.EMBEDDINGS,
+        openai.CHAT, openai.COMPLETIONS, openai.EMBEDDINGS, openai.TRANSCRIPTIONS, responses.RESPONSES,
+        anthropic.MESSAGES, ollama.GENERATE, ollama.EMBED, ollama.EMBEDDINGS,
     )  # fmt: skip
     assert [one.path for one in entries] == [*(operation.path for operation in operations), "/api/chat"]
     assert all(one.methods == POST for one in entries)
     for operation, choose in zip(operations, chosen.values(), strict=False):
         assert choose(b"{}") is operation
-    assert chosen["6"](b'{"message":"hello"}') is facade.CHAT
-    assert chosen["6"](b'{"model":"m","messages":[]}') is ollama.CHAT
+    assert chosen["9"](b'{"message":"hello"}') is facade.CHAT
+    assert chosen["9"](b'{"model":"m","messages":[]}') is ollama.CHAT
 
 
 async def test_a_function_from_request_to_response_is_an_application() -> None:

@@ -121,42 +121,12 @@ def test_zero_usage_is_cut_out_and_nothing_that_looks_like_it() -> None:
         (b' { "id" : "chatcmpl-1", "x": 1}', b'{"id":"new", "x": 1}'),
         (b'{"x": 1, "id":"chatcmpl-1"}', b'{"x":1,"id":"new"}'),
         (b'{"id":"a\\"b"}', b'{"id":"new"}'),
-        (b'{"x": 1}', b'{"x": 1}'),
+        (b'{"x": 1}', b'{"x":1,"id":"new"}'),
         (b'{"\xff": 1, "id":"a"}', b'{"\xff": 1, "id":"a"}'),
     ],
 )
 def test_a_finished_answer_gets_an_id_of_its_own(body: bytes, after: bytes) -> None:
     assert repairs.identified(body, "new") == after
-
-
-def test_all_chunks_of_a_stream_get_one_id_and_one_time() -> None:
-    identified = repairs.OneIdentity("new")
-    chunk = b'data: {"id":"%b","object":"chat.completion.chunk","created":%d,"model":"m"}\n\n'
-
-    events = [identified(chunk % (b"chatcmpl-%d" % number, 1755 + number)) for number in (1, 1, 2, 20)]
-
-    assert events == [chunk % (b"new", 1756)] * 4
-
-
-@pytest.mark.parametrize(
-    ("event", "after"),
-    [
-        (b'data: {"object":"o","id":"x","created": 9,"t":"\xe2\x80\xa8"}\n\n',
-         b'data: {"object":"o","id":"new","created":9,"t":"\\u2028"}\n\n'),
-        (b'data:{"id":"x"}\r\n\r\n', b'data: {"id":"new"}\n\n'),
-        (b'data: {"object":"o"}\n\n', b'data: {"object":"o"}\n\n'),
-        (b'data: {"\xff":1,"id":"x"}\n\n', b'data: {"\xff":1,"id":"x"}\n\n'),
-    ],
-)  # fmt: skip
-def test_a_chunk_laid_out_otherwise_gets_its_id_too(event: bytes, after: bytes) -> None:
-    assert repairs.OneIdentity("new")(event) == after
-
-
-def test_a_chunk_laid_out_otherwise_keeps_the_time_of_the_first() -> None:
-    identified = repairs.OneIdentity("new")
-    identified(b'data: {"id":"x","object":"o","created":5,"m":1}\n\n')
-
-    assert identified(b'data: {"created":6,"id":"y"}\n\n') == b'data: {"created":5,"id":"new"}\n\n'
 
 
 def test_raw_values_compare_by_their_bytes() -> None:

@@ -132,7 +132,7 @@ async def test_an_unknown_path_of_ollamas_is_404_in_its_shape() -> None:
 @pytest.mark.parametrize("path", ["/api/pull", "/api/delete", "/api/create", "/api/blobs/sha256:00", "/api/me"])
 async def test_ollamas_management_is_closed_and_says_so(path: str) -> None:
     async with one() as house:
-        reply = await house.post(path, {"model": MODEL})
+        reply = await house.post(path, {"model": "new:1b"})
         assert reply.status == 403
         assert isinstance(reply.json["error"], str)
         assert not [seen for seen in house.simulator("alpha").requests if seen.path == path]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from gateway.simulator import Behaviour
+from gateway.simulator import Behaviour, SimulatedModel
 from tests.house import House, ask
 
 
@@ -117,8 +117,6 @@ async def test_a_failure_is_shared_by_those_who_wait_and_not_kept() -> None:
 
 
 async def test_a_model_pulled_anew_is_asked_anew() -> None:
-    from gateway.simulator import SimulatedModel
-
     async with one() as house:
         await house.post("/v1/chat/completions", ask("x", temperature=0))
         alpha = house.simulator("alpha")
@@ -126,4 +124,17 @@ async def test_a_model_pulled_anew_is_asked_anew() -> None:
         house.engine.catalog.known("alpha").refresh.set()
         await house.until(lambda: next(iter(house.engine.catalog.known("alpha").installed.values())).digest == "f" * 64)
         await house.post("/v1/chat/completions", ask("x", temperature=0))
+        assert generated(house) == 2
+
+
+async def test_an_aliased_call_is_asked_anew_when_the_model_behind_it_was_pulled_anew() -> None:
+    async with one(aliases={"gpt-4o": "llama3.1:8b"}) as house:
+        keys = []
+        for digest in ("a" * 64, "b" * 64):
+            house.simulator("alpha").behaviour = Behaviour(models=(SimulatedModel(name="llama3.1:8b", digest=digest),))
+            known = house.engine.catalog.known("alpha")
+            known.refresh.set()
+            await house.until(lambda: next(iter(known.installed.values())).digest == digest)  # noqa: B023
+            keys.append((await house.post("/v1/chat/completions", ask("x", model="gpt-4o", temperature=0))).status)
+        assert keys == [200, 200]
         assert generated(house) == 2

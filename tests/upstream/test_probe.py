@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import BadAnswer, ConnectFailed, ConnectionLost, FirstTokenTimeout
+from gateway.errors import BadAnswer, ConnectFailed, ConnectionLost, FirstTokenTimeout, Refused
 from gateway.upstream import Health, Listing, LoadedModel, Prober
-from gateway.upstream.probe import MAX_MODELS, MAX_NAME, MAX_REPLY, _installed, _version
+from gateway.upstream.probe import MAX_MODELS, MAX_NAME, MAX_POSTS, MAX_REPLY, _installed, _version
 from tests.upstream.scripted import (
     CHUNKED,
     HELLO,
@@ -148,6 +148,7 @@ async def test_installed_and_loaded_models_are_read() -> None:
     seen = await listing(at_paths({"/api/tags": TAGS, "/api/ps": PS}))
 
     assert seen.loaded == (LoadedModel("llama3.2:latest", 2, 4096, "2318-01-01T00:00:00Z"),)
+    assert seen.loaded[0].raw["size"] == 3
     first, second = seen.installed
     assert (first.name, first.digest, first.size, first.family) == (
         "llama3.2:latest",
@@ -207,6 +208,64 @@ async def test_an_instance_that_is_gone_is_a_failed_connection() -> None:
     async with reaching(instance.url) as upstream:
         with pytest.raises(ConnectFailed, match="connection refused"):
             await Prober(upstream).listing(5, native=True)
+
+
+SHOWN = b'{"details":{"family":"llama"},"model_info":{},"template":"{{ .Prompt }}"}'
+
+
+async def show(script: Script, *, limit: float = 5, verbose: bool = False) -> tuple[bytes, list[bytes]]:
+    """What came back, and the bodies that were asked with."""
+    async with speaking(script) as instance, reaching(instance.url) as upstream:
+        try:
+            told = await Prober(upstream).show("x:1b", limit, verbose=verbose)
+        finally:
+            assert quiet(upstream)
+        return told, [sent for peer in instance.peers for sent in peer.bodies]
+
+
+async def test_what_a_model_is_comes_as_the_instance_says_it() -> None:
+    assert await show(at_paths({"/api/show": body(SHOWN)})) == (SHOWN, [b'{"model":"x:1b"}'])
+    _, asked = await show(at_paths({"/api/show": body(SHOWN)}), verbose=True)
+    assert asked == [b'{"model":"x:1b","verbose":true}']
+
+
+@pytest.mark.parametrize(
+    ("script", "kind"),
+    [
+        (at_paths({}), Refused),
+        (answering(body(b"{}", b"500 Internal Server Error")), Refused),
+        (answering(body(SHOWN, b"302 Found")), BadAnswer),
+        (answering(body(b'{"error":"Unexpected endpoint"}')), BadAnswer),
+        (answering(body(b"[]")), BadAnswer),
+        (answering(body(b"[" * 200_000)), BadAnswer),
+        (answering(body(b"z" * (MAX_REPLY + 1))), BadAnswer),
+        (once(b""), ConnectionLost),
+        (silent(), FirstTokenTimeout),
+    ],
+)
+async def test_a_model_that_cannot_be_shown_is_an_upstream_error(script: Script, kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        await show(script, limit=0.3)
+
+
+async def test_no_more_questions_with_a_body_are_under_way_than_the_cap_and_those_that_wait_have_their_limit() -> None:
+    async with speaking(silent()) as instance, reaching(instance.url) as upstream:
+        prober = Prober(upstream)
+        first = [asyncio.ensure_future(prober.show("x", 60)) for _ in range(MAX_POSTS)]
+        await until(lambda: len(instance.peers) == MAX_POSTS)
+        later = await asyncio.gather(*(prober.show("x", 0.05) for _ in range(3)), return_exceptions=True)
+        assert {type(one) for one in later} == {FirstTokenTimeout}
+        assert len(instance.peers) == MAX_POSTS
+        for one in first:
+            one.cancel()
+        await asyncio.gather(*first, return_exceptions=True)
+        assert quiet(upstream)
+
+
+def test_an_entry_so_deep_that_it_could_not_be_passed_on_is_skipped() -> None:
+    deep = b'{"name":"deep","x":%b%b}' % (b"[" * 600, b"]" * 600)
+    seen = list(_installed([msgspec.Raw(deep), *entries({"name": "flat", "x": [[[1]]]})]))
+    assert [model.name for model in seen] == ["flat"]
 
 
 def entries(*models: object) -> list[msgspec.Raw]:

@@ -1,0 +1,81 @@
+"""What of a native body is about memory, and how a body that was read already is given on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.types import Message
+
+from gateway.api.models import MAX_MEMORY_BODY, _again, _without_question
+
+
+def empty(path: str, **fields: Any) -> bool:
+    body = json.dumps({"model": "x", **fields}).encode()
+    return _without_question(body, prompted=path == "/api/generate") is not None
+
+
+@pytest.mark.parametrize("path", ["/api/generate", "/api/chat"])
+def test_100_a_body_without_a_question_is_about_memory(path: str) -> None:
+    assert empty(path)
+    assert empty(path, keep_alive="5m", stream=True)
+    assert empty(path, prompt="", messages=[])
+    assert empty(path, prompt=None, messages=None)
+    assert not empty(path, prompt="hi", messages=[{"role": "user", "content": "hi"}])
+    assert empty(path, prompt="hi") == (path == "/api/chat")  # the other's field says nothing here
+    assert empty(path, messages=[{}]) == (path == "/api/generate")
+
+
+def test_100_a_body_of_the_facade_is_not() -> None:
+    assert not empty("/api/chat", message="hello")
+    assert not empty("/api/chat", message="")
+    assert empty("/api/chat", message=None)
+
+
+@given(body=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+def test_100_whatever_cannot_be_read_is_left_to_whoever_says_what_is_wrong(body: bytes) -> None:
+    _without_question(body, prompted=True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b'{"model":7}',
+        b'{"model":"x","messages":{}}',
+        b'{"model":"x","keep_alive":[]}',
+        b'{"model":"x","model":"y"}',
+        b'{"model":"x","options":%b}' % (b'{"a":' * 500 + b"1" + b"}" * 500),
+        b'{"model":"x","system":"%b"}' % (b"s" * MAX_MEMORY_BODY),
+    ],
+)
+def test_100_so_is_what_is_odd_or_long(body: bytes) -> None:
+    assert _without_question(body, prompted=True) is None
+    assert _without_question(body, prompted=False) is None
+
+
+@pytest.mark.parametrize(
+    ("keep_alive", "unloads"),
+    [
+        *((one, True) for one in (0, 0.0, -0.0, "0", "0s", "0m0s", "-0h", "0.0s", "00ms")),
+        *((one, False) for one in (None, 1, -1, 0.5, "5m", "-1m", "1s0m", "0m1s", "", "s", "0x", "never")),
+    ],
+)
+def test_100_a_model_is_unloaded_by_no_time_at_all_in_any_spelling(keep_alive: Any, unloads: bool) -> None:
+    body = json.dumps({"model": "x", "keep_alive": keep_alive}).encode()
+    asked = _without_question(body, prompted=True)
+    assert asked is not None
+    assert asked.unloads is unloads
+
+
+async def test_what_was_read_is_given_once_and_then_what_comes() -> None:
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    again = _again(b"body", receive)
+    assert await again() == {"type": "http.request", "body": b"body", "more_body": False}
+    assert [(await again())["type"] for _ in range(2)] == ["http.disconnect"] * 2
