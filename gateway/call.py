@@ -85,6 +85,10 @@ class Reader(Protocol):
     def usage(self) -> Usage | None:
         """What the instance reported, once it has."""
 
+    @property
+    def keep_alive(self) -> bytes:
+        """Bytes that may be sent between the frames read by now without meaning anything."""
+
     def feed(self, data: bytes) -> list[Frame]:
         """Whole frames made complete by `data`, in order. Raises ValueError for a frame beyond the size limit."""
 
@@ -114,10 +118,6 @@ class Operation(Protocol):
     @property
     def stream_type(self) -> bytes:
         """Content-Type of a streamed answer."""
-
-    @property
-    def keep_alive(self) -> bytes:
-        """Bytes that may be sent between two frames without meaning anything; b"" where there are none."""
 
     def read(self, body: bytes) -> Wish:
         """Understand a body. Raises InvalidCall."""

@@ -73,11 +73,6 @@ class Stream:
     def writing(self) -> bool:
         return self._turn.locked()
 
-    async def start(self) -> None:
-        """Commit to 200."""
-        async with self._turn:
-            await self._head()
-
     async def write(self, data: bytes, now: float) -> None:
         """Send whole frames on. Waits while the client does not read: that is the backpressure."""
         async with self._turn:
@@ -113,10 +108,9 @@ class KeepAlive:
     One timer, re-armed when it fires; a frame costs it nothing. Its bytes go between two frames, never inside one.
     """
 
-    def __init__(self, stream: Stream, config: StreamConfig, filler: bytes) -> None:
+    def __init__(self, stream: Stream, config: StreamConfig) -> None:
         self._stream = stream
         self._config = config
-        self._filler = filler
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._sending: asyncio.Task[None] | None = None
@@ -144,10 +138,7 @@ class KeepAlive:
         self._timer = self._loop.call_later(wait, self._due)
 
     async def _speak(self, now: float) -> None:
-        if self._filler:
-            await self._stream.write(self._filler, now)
-        else:
-            await self._stream.start()
+        await self._stream.write(self._stream.reader.keep_alive, now)
 
 
 async def relay_stream(
@@ -159,7 +150,7 @@ async def relay_stream(
     try:
         async with (
             Presence(receive, crowd) as presence,
-            KeepAlive(stream, config, call.operation.keep_alive),
+            KeepAlive(stream, config),
             dispatch.exchange(call, record) as exchange,
         ):
             stream.reader = exchange.reader

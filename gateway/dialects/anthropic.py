@@ -96,6 +96,8 @@ def _counted(usage: object) -> Usage | None:
 class EventReader:
     """Cuts and reads one stream of message events. A `Reader`."""
 
+    keep_alive = b'event: ping\ndata: {"type":"ping"}\n\n'  # may come before message_start (clients.md §4)
+
     def __init__(self) -> None:
         self.complete = False
         self.usage: Usage | None = None
@@ -143,7 +145,6 @@ class Messages:
     path = "/v1/messages"
     native = False
     stream_type = b"text/event-stream"
-    keep_alive = b'event: ping\ndata: {"type":"ping"}\n\n'  # may come before message_start (clients.md §4)
     _form = Form(MessagesBody)
 
     def read(self, body: bytes) -> Wish:

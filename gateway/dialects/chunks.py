@@ -84,6 +84,8 @@ def whole(value: object) -> int:
 class ChunkReader:
     """Cuts and reads one stream of chat or text completions. A `Reader`."""
 
+    keep_alive = b": keep-alive\n"  # the one form all clients bear (clients.md §4)
+
     def __init__(self, identity: str, *, show_usage: bool, reasoning_content: bool = False) -> None:
         self.complete = False
         self.usage: Usage | None = None

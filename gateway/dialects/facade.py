@@ -38,7 +38,6 @@ class Facade:
     path = "/v1/chat/completions"
     native = False
     stream_type = b"application/json"
-    keep_alive = b""
     _form = Form(FacadeBody)
 
     def read(self, body: bytes) -> Wish:

@@ -97,6 +97,8 @@ def _counted(line: Line) -> Usage:
 class LineReader:
     """Cuts and reads one native stream. A `Reader`."""
 
+    keep_alive = b" "  # before a line it means nothing; an empty line breaks clients (clients.md §4)
+
     def __init__(self) -> None:
         self.complete = False
         self.usage: Usage | None = None
@@ -136,7 +138,6 @@ class _Operation:
     dialect = "ollama"
     native = True
     stream_type = b"application/x-ndjson"
-    keep_alive = b" "  # before a line it means nothing; an empty line breaks clients (clients.md §4)
 
     def write(self, call: Call, model: str) -> bytes:
         if call.wish.model == model:

@@ -111,7 +111,6 @@ class _Operation:
     dialect = "openai"
     native = False
     stream_type = b"text/event-stream"
-    keep_alive = b": keep-alive\n"  # the one form all clients bear (clients.md §4)
     rules: tuple[repairs.Repair, ...] = (repairs.without_task_type,)
     id_prefix = ""
 

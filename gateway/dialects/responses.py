@@ -85,15 +85,25 @@ def _counted(usage: object) -> Usage | None:
     return Usage(whole(usage.get("input_tokens")), whole(usage.get("output_tokens")))
 
 
-class EventReader:
-    """Cuts and reads one stream of response events. A `Reader`."""
+_KEEP_ALIVE_EVENT = b'event: keepalive\ndata: {"type":"keepalive"}\n\n'
 
-    def __init__(self) -> None:
+
+class EventReader:
+    """Cuts and reads one stream of response events. A `Reader`. `agent` is the client's User-Agent."""
+
+    def __init__(self, agent: str = "") -> None:
+        self._codex = agent.startswith("codex")
         self.complete = False
         self.usage: Usage | None = None
         self._splitter = sse.Splitter()
         self._next = 0  # the number of the next event
         self._begun = _Response()  # as `response.created` told it
+
+    @property
+    def keep_alive(self) -> bytes:
+        """A comment; for Codex, once there is a response, an event: its patience counts events, and others break on one
+        whose type they do not know (clients.md §4)."""
+        return _KEEP_ALIVE_EVENT if self._codex and self._next else b": keep-alive\n"
 
     def feed(self, data: bytes) -> list[Frame]:
         frames: list[Frame] = []
@@ -172,7 +182,6 @@ class Responses:
     path = "/v1/responses"
     native = False
     stream_type = b"text/event-stream"
-    keep_alive = b": keep-alive\n"  # an event of unknown type breaks some clients (clients.md §4)
     _form = Form(ResponsesBody)
 
     def read(self, body: bytes) -> Wish:
@@ -201,7 +210,7 @@ class Responses:
         return call.body if fields is given else msgspec.json.encode(fields)
 
     def reader(self, call: Call) -> EventReader:
-        return EventReader()
+        return EventReader(call.agent)
 
     def reply(self, call: Call, model: str, body: bytes, seconds: float) -> Reply:
         try:

@@ -148,7 +148,7 @@ def test_a_broken_stream_ends_with_an_error_event_and_no_stop() -> None:
 
 
 def test_the_keep_alive_is_a_whole_event() -> None:
-    _, (frame,) = reading(anthropic.MESSAGES.keep_alive)
+    _, (frame,) = reading(anthropic.EventReader.keep_alive)
     assert (frame.content, frame.last, frame.error) == (False, False, "")
 
 
