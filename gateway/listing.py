@@ -46,9 +46,9 @@ def loaded(raw: dict[str, Any], name: str, model: InstalledModel | None, expires
 
 
 def virtual(name: str, capabilities: Iterable[str], context_length: int) -> dict[str, Any]:
-    """The entry of a model that is none, `auto` or `auto:<task>`."""
+    """The entry of a model that is none, `auto` or `auto:<task>`; like every entry it shows its tag (ollama.md §2)."""
     return {
-        **_identity(name, "", 0),
+        **_identity(name if ":" in name else f"{name}:latest", "", 0),
         "modified_at": UNKNOWN_TIME,
         "details": {**details({"format": "gguf"}, "auto"), "context_length": context_length},
         "capabilities": ordered(capabilities),
