@@ -1,4 +1,4 @@
-# make run · make demo · make test · make check · make bench: nothing else to learn. Each sets up what it needs in .venv.
+# make run · make demo · make test · make check · make clients · make bench: each sets up what it needs in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -111,7 +111,8 @@ def serve(urls: tuple[str, ...], file: Path | None, env_file: Path | None, host:
 @main.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path), required=False)
 @click.option("--env-file", type=click.Path(dir_okay=False, path_type=Path), help="Read variables from FILE.")
-def check(file: Path | None, env_file: Path | None) -> None:
+@click.option("--probe", is_flag=True, help="Look at the instances, too: are they there, do they have what is named?")
+def check(file: Path | None, env_file: Path | None, *, probe: bool) -> None:
     """Say whether a configuration is sound, and list every problem if it is not."""
     loaded = _loaded(given((), file, env_file))
     config = loaded.config
@@ -119,6 +120,19 @@ def check(file: Path | None, env_file: Path | None) -> None:
         f"{loaded.source} is sound: {len(config.instances)} instance(s), {len(config.routes)} route(s), "
         f"{len(config.all_tasks)} tasks, configuration {loaded.digest}"
     )
+    if probe:
+        sys.exit(_run(_with_engine(loaded, _look)))
+
+
+async def _look(engine: Engine) -> int:
+    """The instances as a table, and what is wrong with them or among them."""
+    from gateway import report
+
+    click.echo(report.instances(engine))
+    problems = report.problems(engine)
+    for problem in problems:
+        click.echo(f"! {problem}", err=True)
+    return NOT_SO if problems else 0
 
 
 @main.command()

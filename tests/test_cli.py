@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.simulator import Behaviour, Simulator
+from gateway.simulator import Behaviour, SimulatedModel, Simulator
 from tests.house import ask
 
 COMMAND = [sys.executable, "-m", "gateway"]
@@ -201,6 +201,20 @@ async def test_explain_prints_the_plan_and_its_reasons(tmp_path: Path) -> None:
         listed = await asyncio.to_thread(run, "models", simulator.url, cwd=tmp_path)
         assert listed.returncode == 0
         assert "llama3.1:8b" in listed.stdout
+
+
+async def test_check_can_look_at_the_instances_too(tmp_path: Path) -> None:
+    models = [SimulatedModel(name="llama3.1:8b", digest=digit * 64) for digit in "ab"]
+    async with Simulator(Behaviour(models=(models[0],))) as one, Simulator(Behaviour(models=(models[1],))) as other:
+        file = tmp_path / "routes.yaml"
+        file.write_text(f"instances:\n  - {{name: one, url: '{one.url}'}}\n  - {{name: other, url: '{other.url}'}}\n")
+        told = await asyncio.to_thread(run, "check", "--probe", cwd=tmp_path)
+        assert told.returncode == 1
+        assert "one       healthy" in told.stdout
+        assert "llama3.1:8b" in told.stderr
+        file.write_text(f"instances:\n  - {{name: one, url: '{one.url}'}}\n")
+        told = await asyncio.to_thread(run, "check", "--probe", cwd=tmp_path)
+        assert (told.returncode, told.stderr) == (0, "")
 
 
 def test_nobody_there_is_exit_status_1(tmp_path: Path) -> None:
