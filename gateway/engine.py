@@ -23,10 +23,9 @@ from gateway.dispatch import Dispatch
 from gateway.errors import ConfigError, ConnectFailed
 from gateway.instances import Instance, Pool, watch
 from gateway.journey import Means, RetryBudget, Setting
+from gateway.lists import Shows, Virtual
 from gateway.metrics import InstanceReading, Metrics, Reading
-from gateway.shows import Shows
 from gateway.upstream import Health, Prober, Upstream
-from gateway.virtual import Virtual
 
 FIRST_LOOK = 1.0  # seconds that start waits for the instances to answer
 LAG_INTERVAL = 0.5  # seconds between two looks at the event loop

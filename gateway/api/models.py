@@ -18,7 +18,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway import listing
 from gateway.api.inference import read_body
 from gateway.api.relay import send_body, told
 from gateway.call import Record, model_key
@@ -26,6 +25,7 @@ from gateway.catalog import Offer
 from gateway.dialects import reading
 from gateway.engine import Engine
 from gateway.errors import Forbidden, Refused, UnknownModel, UpstreamError
+from gateway.lists import entries
 from gateway.routing import stands_for
 from gateway.upstream import InstalledModel, LoadedModel
 from gateway.wire import json, response_headers
@@ -128,8 +128,8 @@ class Native:
 
     async def tags(self, request: Request) -> Response:
         """Every model once, the virtual ones first, then by name; which instance speaks for one: `Catalog.merged`."""
-        virtual = [listing.virtual(name, *self._engine.virtual.facts(name)) for name in self._engine.virtual.names()]
-        installed = [listing.installed(offer.model) for offer in self._engine.catalog.merged().values()]
+        virtual = [entries.virtual(name, *self._engine.virtual.facts(name)) for name in self._engine.virtual.names()]
+        installed = [entries.installed(offer.model) for offer in self._engine.catalog.merged().values()]
         return _json({"models": virtual + installed})
 
     async def ps(self, request: Request) -> Response:
@@ -148,10 +148,10 @@ class Native:
     def _loaded(self, key: str, copies: Sequence[tuple[str, LoadedModel]]) -> dict[str, Any]:
         instance, model = copies[0]
         usual = datetime.now(UTC) + USUAL_KEEP
-        ends = [listing.moment(copy.expires_at) or usual for _, copy in copies]
+        ends = [entries.moment(copy.expires_at) or usual for _, copy in copies]
         installed = self._engine.catalog.known(instance).installed.get(key)
         name = installed.name if installed else model.name
-        return listing.loaded(model.raw, name, installed, max(ends).isoformat())
+        return entries.loaded(model.raw, name, installed, max(ends).isoformat())
 
     async def version(self, request: Request) -> Response:
         """The lowest of the healthy instances, so that a client asks for nothing one of them lacks; never a brand."""
@@ -170,14 +170,14 @@ class Native:
         wanted = stands_for(asked, self._engine.config.aliases)
         if (name := self._engine.virtual.named(wanted)) is not None:
             await self._engine.virtual.learn(name)
-            shown = listing.show_virtual(name, *self._engine.virtual.facts(name))
+            shown = entries.show_virtual(name, *self._engine.virtual.facts(name))
         else:
             try:
                 shown = (await self._engine.shows.of(wanted, verbose=bool(body.verbose))).body
             except UnknownModel:
                 raise UnknownModel(asked) from None
             if request.headers.get("user-agent", "").startswith(COPILOT):
-                shown = listing.show_named(shown, asked)
+                shown = entries.show_named(shown, asked)
         return Response(shown, media_type="application/json")
 
     async def pull(self, request: Request) -> Response:

@@ -12,9 +12,8 @@ from gateway.call import Candidate, Plan
 from gateway.catalog import Catalog
 from gateway.config import Config
 from gateway.errors import NoInstance
-from gateway.shows import Shows
+from gateway.lists import Facts, Shows, Virtual
 from gateway.upstream import InstalledModel, Listing
-from gateway.virtual import Facts, Virtual
 
 CONFIG = Config.model_validate({"instances": [{"name": "a", "url": "http://a:1"}], "tasks": {"my_task": ["x"]}})
 

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Raw
 
-from gateway import listing
 from gateway.cache import Flights
 from gateway.call import model_key
 from gateway.catalog import Catalog, Offer
 from gateway.errors import Refused, UnknownModel, UpstreamError
+from gateway.lists import entries
 from gateway.wire import json
 
 ATTEMPT = 0.9  # seconds for one instance; all attempts together stay below 2
@@ -119,7 +119,7 @@ _TOLD = msgspec.json.Decoder(_Told)
 
 def _read(body: bytes, offer: Offer) -> Shown:
     """Raises what UNREADABLE holds, for an answer that describes no model."""
-    whole = listing.show_complete(body, offer.model)
+    whole = entries.show_complete(body, offer.model)
     told = _TOLD.decode(body)
     capabilities = None if told.capabilities is None else frozenset(told.capabilities)
     return Shown(offer.model.digest, whole, capabilities, _context_length(told.model_info or {}))
@@ -136,5 +136,5 @@ def _context_length(info: dict[str, Raw]) -> int | None:
 
 def _as_listed(offer: Offer) -> Shown:
     model = offer.model
-    body = msgspec.json.encode(listing.show_listed(model))
+    body = msgspec.json.encode(entries.show_listed(model))
     return Shown(model.digest, body, model.capabilities, model.context_length)

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from gateway import shows
 from gateway.catalog import Catalog
 from gateway.config import Config
 from gateway.errors import FirstTokenTimeout, Refused, UnknownModel
-from gateway.shows import Shows
+from gateway.lists import Shows, shows
 from gateway.upstream import InstalledModel, Listing
 
 

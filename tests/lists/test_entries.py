@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import listing
+from gateway.lists import entries
 from gateway.upstream import InstalledModel
 
 DIGEST = "a" * 64
@@ -33,12 +33,12 @@ def complete(entry: dict[str, Any]) -> None:
 @given(entry=odd_entries, details=odd_details, digest=st.sampled_from(["", DIGEST, "sha256:" + DIGEST, "A" * 64]))
 def test_30_an_entry_is_complete_whatever_the_instance_told(entry: dict[str, Any], details: Any, digest: str) -> None:
     model = InstalledModel("x:1b", digest, 7, raw={**entry, "details": details})
-    told = listing.installed(model)
+    told = entries.installed(model)
     complete(told)
-    assert listing.moment(told["modified_at"]) is not None
+    assert entries.moment(told["modified_at"]) is not None
     assert told.get("more") == entry.get("more")
-    complete(listing.loaded({**entry, "details": details}, "x:1b", model, "2318-01-01T00:00:00Z"))
-    complete(listing.loaded({}, "x:1b", None, "2318-01-01T00:00:00Z"))
+    complete(entries.loaded({**entry, "details": details}, "x:1b", model, "2318-01-01T00:00:00Z"))
+    complete(entries.loaded({}, "x:1b", None, "2318-01-01T00:00:00Z"))
 
 
 def test_30_what_is_complete_stays_as_it_is() -> None:
@@ -52,12 +52,12 @@ def test_30_what_is_complete_stays_as_it_is() -> None:
         "details": details,
         "remote_host": "h",
     }
-    assert listing.installed(InstalledModel("x:1b", DIGEST, 7, raw=raw)) == raw
-    assert list(listing.installed(InstalledModel("x:1b", DIGEST, 7, raw=raw))) == list(raw)
+    assert entries.installed(InstalledModel("x:1b", DIGEST, 7, raw=raw)) == raw
+    assert list(entries.installed(InstalledModel("x:1b", DIGEST, 7, raw=raw))) == list(raw)
 
 
 def test_30_a_time_of_the_other_api_is_a_date_too() -> None:
-    told = listing.installed(InstalledModel("x:1b", raw={"id": "x:1b", "created": 1_700_000_000}))
+    told = entries.installed(InstalledModel("x:1b", raw={"id": "x:1b", "created": 1_700_000_000}))
     assert told["modified_at"] == "2023-11-14T22:13:20+00:00"
 
 
@@ -65,24 +65,24 @@ def test_30_a_time_of_the_other_api_is_a_date_too() -> None:
     "told", ["", "yesterday", "2026-08-21", "2026-08-21 10:00:00Z", "2026-13-41T10:00:00Z", None, 7]
 )
 def test_30_what_is_no_rfc_3339_is_no_time(told: Any) -> None:
-    assert listing.moment(told) is None
+    assert entries.moment(told) is None
 
 
 def test_31_models_without_a_digest_have_one_each() -> None:
     names = ("auto", "auto:planning", "auto:reasoning")
-    digests = {listing.virtual(name, {"completion"}, 1)["digest"] for name in names}
+    digests = {entries.virtual(name, {"completion"}, 1)["digest"] for name in names}
     assert len({digest[:12] for digest in digests}) == 3
 
 
 def test_34_an_answer_that_has_all_is_passed_on_byte_for_byte() -> None:
     body = b'{"template":"{{ .Prompt }}" , "parameters":"","details":{},"capabilities":[],"model_info":{"x":1e400}}'
-    assert listing.show_complete(body, InstalledModel("x:1b")) is body
+    assert entries.show_complete(body, InstalledModel("x:1b")) is body
 
 
 @pytest.mark.parametrize("body", [b'{"details":{"family":"f"}}', b'{"details":{"family":"f"},"capabilities":null}'])
 def test_34_what_an_old_ollama_leaves_out_is_filled_in_from_the_lists(body: bytes) -> None:
     model = InstalledModel("ns/x:1b", capabilities=frozenset({"tools", "completion"}), context_length=9, family="fam")
-    told = json.loads(listing.show_complete(body, model))
+    told = json.loads(entries.show_complete(body, model))
     assert (told["details"], told["capabilities"]) == ({"family": "f"}, ["completion", "tools"])
     assert (told["template"], told["parameters"]) == ("", "")
     info = {"general.architecture": "fam", "general.basename": "x", "fam.context_length": 9}
@@ -91,11 +91,11 @@ def test_34_what_an_old_ollama_leaves_out_is_filled_in_from_the_lists(body: byte
 
 def test_34_renaming_changes_one_field_and_copies_the_others() -> None:
     body = b'{"license":"l","model_info":{"general.basename":"old","n":12345678901234567890123,"a":[1.0]},"x":1e400}'
-    told = listing.show_named(body, "new:1b")
+    told = entries.show_named(body, "new:1b")
     assert told == body.replace(b'"old"', b'"new:1b"')
 
 
-@given(words=st.sets(st.sampled_from([*listing.CAPABILITIES, "zither", "new"])))
+@given(words=st.sets(st.sampled_from([*entries.CAPABILITIES, "zither", "new"])))
 def test_capabilities_come_in_ollamas_order(words: set[str]) -> None:
-    known = [word for word in listing.CAPABILITIES if word in words]
-    assert listing.ordered(words) == known + sorted(words - set(known))
+    known = [word for word in entries.CAPABILITIES if word in words]
+    assert entries.ordered(words) == known + sorted(words - set(known))

@@ -18,9 +18,9 @@ from gateway.config import DEFAULT_TASK, Config
 from gateway.dialects import openai
 from gateway.dispatch import Dispatch
 from gateway.errors import GatewayError, UnknownModel
-from gateway.listing import USUAL_CONTEXT
+from gateway.lists.entries import USUAL_CONTEXT
+from gateway.lists.shows import Shows
 from gateway.routing import BY_TASK, split_alias
-from gateway.shows import Shows
 
 LEAST = frozenset({"completion"})  # what a model can do of which nothing is told
 
