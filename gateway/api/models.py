@@ -222,7 +222,8 @@ class Asked(Struct, gc=False):
         return self.keep_alive == 0
 
 
-_NO_TIME = re.compile(r"[+-]?(0+(\.0*)?(ns|us|µs|ms|s|m|h)?)+")
+# Possessive throughout: a client writes it, and a run of noughts could else be divided in ever more ways.
+_NO_TIME = re.compile(r"[+-]?(?:0++(?:\.0*+)?+(?:ns|us|µs|ms|s|m|h)?+)++")
 _ASKED = msgspec.json.Decoder(Asked)
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
-from gateway.call import model_key
+from gateway.call import AUTO, model_key
 from gateway.config.document import Missing, Steps, Written, printable
 from gateway.config.models import BUILT_IN_TASKS, CacheConfig, Config, InstanceConfig, Match, RouteConfig, Target
 from gateway.errors import Problem
@@ -41,6 +41,7 @@ class Draft:
     instances: dict[int, InstanceConfig]
     routes: dict[int, RouteConfig]
     tasks: dict[str, tuple[str, ...]]
+    aliases: dict[str, str]
     cache: CacheConfig | None
     names: tuple[str, ...] | None  # of all instances, those not understood included; None where one has none
     whole: bool  # every instance was understood
@@ -214,7 +215,7 @@ def _draft(data: dict[str, Any]) -> Draft:
     items = _list(data.get("instances"))
     instances = _understood(InstanceConfig, items)
     names = [item["name"] for item in items if isinstance(item, dict) and isinstance(item.get("name"), str)]
-    own = data.get("tasks")
+    own, aliases = data.get("tasks"), data.get("aliases")
     tasks = {
         name: tuple(words)
         for name, words in (own.items() if isinstance(own, dict) else ())
@@ -224,6 +225,7 @@ def _draft(data: dict[str, Any]) -> Draft:
         instances=instances,
         routes=_understood(RouteConfig, _list(data.get("routes"))),
         tasks=tasks,
+        aliases={name: to for name, to in aliases.items() if isinstance(to, str)} if isinstance(aliases, dict) else {},
         cache=_understood(CacheConfig, [data.get("cache", {})]).get(0),
         names=tuple(names) if len(names) == len(items) else None,
         whole=isinstance(data.get("instances"), list) and len(instances) == len(items),
@@ -278,6 +280,14 @@ def _tasks_can_be_served(draft: Draft) -> Iterator[Finding]:
             yield Finding(("tasks", name), message)
 
 
+def _aliases_name_a_task_there_is(draft: Draft) -> Iterator[Finding]:
+    tasks = {**BUILT_IN_TASKS, **draft.tasks}
+    for name, meant in draft.aliases.items():
+        head, _, task = meant.partition(":")
+        if head == AUTO and task not in ("", "latest", *tasks):
+            yield Finding(("aliases", name), f'there is no task "{task}"{did_you_mean(task, tasks)}')
+
+
 def _matches_mean_something(draft: Draft) -> Iterator[Finding]:
     tasks = {**BUILT_IN_TASKS, **draft.tasks}
     for index, route in draft.routes.items():
@@ -330,6 +340,7 @@ _RULES: tuple[Callable[[Draft], Iterator[Finding]], ...] = (
     _names_are_unique,
     _instances_can_serve,
     _tasks_can_be_served,
+    _aliases_name_a_task_there_is,
     _matches_mean_something,
     _routes_can_be_reached,
     _targets_exist,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from gateway.api.models import MAX_MEMORY_BODY, _again, _without_question
+from gateway.api.models import MAX_MEMORY_BODY, Asked, _again, _without_question
 
 
 def empty(path: str, **fields: Any) -> bool:
@@ -79,3 +79,15 @@ async def test_what_was_read_is_given_once_and_then_what_comes() -> None:
     again = _again(b"body", receive)
     assert await again() == {"type": "http.request", "body": b"body", "more_body": False}
     assert [(await again())["type"] for _ in range(2)] == ["http.disconnect"] * 2
+
+
+@pytest.mark.parametrize("keep_alive", ["0", "+0", "-0.0s", "0m0s", "00h0.000ms"])
+def test_every_spelling_of_no_time_unloads(keep_alive: str) -> None:
+    assert Asked(keep_alive=keep_alive).unloads
+
+
+@pytest.mark.parametrize(
+    "keep_alive", ["0" * 1_000_000 + "x", "0s" * 500_000 + "x", "0." * 500_000, "", "s", "5m", "0x"]
+)
+def test_whatever_else_is_written_there_does_not_and_is_read_in_one_go(keep_alive: str) -> None:
+    assert not Asked(keep_alive=keep_alive).unloads

@@ -134,3 +134,15 @@ def test_more_problems_than_anyone_reads_are_cut(read: Read) -> None:
         read("instances: [" + "3, " * 500 + "]")
     assert len(caught.value.problems) == 101
     assert caught.value.problems[-1].message == "and more: these are the first 100"
+
+
+@pytest.mark.parametrize("meant", ["auto", "auto:latest", "auto:planning", "auto:summarise", "llama3.1:8b"])
+def test_an_alias_may_stand_for_a_model_or_a_task_there_is(read: Read, meant: str) -> None:
+    assert read(GOOD + f'aliases:\n  "claude-*": "{meant}"\n').config.aliases == {"claude-*": meant}
+
+
+def test_an_alias_for_a_task_there_is_not_is_told(refused: Refused) -> None:
+    told = refused(GOOD + 'aliases:\n  "claude-*": auto:planing\n')
+    ((message, place),) = told.values()
+    assert message == 'there is no task "planing". Did you mean "planning"?'
+    assert place == (22, 15)
