@@ -31,7 +31,7 @@ def _entries(engine: Engine, crowd: Crowd) -> list[Entry]:
         return Inference(engine, crowd, choose)
 
     def remembering(entry: Entry) -> Entry:
-        return replace(entry, endpoint=Memory(engine, entry.endpoint)) if entry.path in MEMORY else entry
+        return replace(entry, endpoint=Memory(engine, crowd, entry.endpoint)) if entry.path in MEMORY else entry
 
     models, native, ops = Models(engine), Native(engine), Ops(engine, crowd)
     pages = {

@@ -19,6 +19,7 @@ from aiocache.serializers import NullSerializer
 
 from gateway.call import Call, Reply, Usage
 from gateway.config import CacheConfig
+from gateway.wire import json
 
 T = TypeVar("T")
 
@@ -205,8 +206,16 @@ def key_for(call: Call, route: str, models: Iterable[str]) -> str:
 
 def _canonical(body: bytes) -> bytes:
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    wanted = {name: _VALUE.decode(raw) for name, raw in fields.items() if name not in _NEUTRAL}
+    wanted = {name: _value(raw) for name, raw in fields.items() if name not in _NEUTRAL}
     return msgspec.json.encode(wanted, order="deterministic")
+
+
+def _value(raw: msgspec.Raw) -> object:
+    """The value; where it cannot be held, as a whole number of thousands of digits, it stays as it was written."""
+    try:
+        return _VALUE.decode(raw)
+    except json.UNREADABLE:
+        return raw
 
 
 def _number(text: str) -> float | msgspec.Raw:

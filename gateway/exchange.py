@@ -77,6 +77,7 @@ class Exchange:
 
     async def settle(self) -> None:
         """After the last frame was sent on: let the HTTP message end, so that the connection can serve again."""
+        self._limit.reschedule(None)  # the client has its whole answer: no limit can take it back
         try:
             async with asyncio.timeout(SETTLE):
                 while await self._response.read():

@@ -16,7 +16,7 @@ from gateway.call import JSON, Call, Candidate, Plan, Record, Reply
 from gateway.catalog import Catalog
 from gateway.config import Config, RouteConfig, Timeouts
 from gateway.dialects import broken, refusal
-from gateway.errors import BadAnswer, CallTimeout, Refused, UpstreamError
+from gateway.errors import BadAnswer, CallTimeout, ConnectFailed, Refused, UpstreamError
 from gateway.instances import Lease, Pool
 from gateway.metrics import Metrics
 from gateway.upstream import Request, Response, Upstream
@@ -186,7 +186,9 @@ class Journey:
             headers=tuple(request_headers(call.request_id, call.agent, content_type=call.wish.content_type)),
             body=call.operation.write(call, candidate.spelt or candidate.model),
         )
-        upstream = self.means.setting.upstreams[candidate.instance]
+        upstream = self.means.setting.upstreams.get(candidate.instance)
+        if upstream is None:  # a reload came between the grant and us
+            raise ConnectFailed(candidate.instance, "no longer in use")
         response = await upstream.open(request, connect=self.limits.connect, first=first, sending=lease.sent)
         held.enter_context(response)
         if response.status != 200:

@@ -1,4 +1,4 @@
-"""uvicorn with our signals and drain, and with errors in our words where a request is no HTTP.
+"""uvicorn with our signals and drain.
 
 A SIGTERM is answered as faults.md §5 describes: not ready at once, the listener stays open for `drain_delay`, streams
 in progress finish within `drain_timeout`, what is left is told in-band, and the exit status is 0. Ctrl-C skips the
@@ -13,83 +13,19 @@ import signal
 import socket
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
-import httptools
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway.app import App
 from gateway.config import ServerConfig
-from gateway.dialects import render
-from gateway.errors import InvalidCall, ShuttingDown
+from gateway.errors import ShuttingDown
+from gateway.protocol import Protocol
 
 LAST_WORDS = 2.0  # seconds for streams to end in-band after the drain timeout
 
 log = structlog.get_logger("gateway.server")
-
-
-class Patient:
-    """The transport of a connection's last request: it is not closed while the client still sends.
-
-    Closing then would reset the connection, and the client might never read why it was refused. What still comes is
-    thrown away; the protocol closes at its end, or after the idle limit.
-    """
-
-    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
-        self._transport = transport
-        self._cycle = cycle
-        self.write, self.is_closing = transport.write, transport.is_closing
-
-    def close(self) -> None:
-        if not self._cycle.more_body:
-            self._transport.close()
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's own, but for what it says to a request that is no HTTP, and what it makes of an offer of HTTP/2."""
-
-    def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.send_400_response("")
-        except httptools.HttpParserUpgrade as stopped:
-            if self._offered():
-                self._read_on(data[stopped.args[0] :])
-
-    def on_headers_complete(self) -> None:
-        if self._offered():
-            return
-        super().on_headers_complete()
-        if not self.cycle.keep_alive:
-            self.cycle.transport = cast(asyncio.Transport, Patient(self.transport, self.cycle))
-
-    def on_message_complete(self) -> None:
-        if self._offered():
-            return
-        super().on_message_complete()
-        if self.cycle.response_complete and not self.cycle.keep_alive:
-            self.transport.close()
-
-    def _offered(self) -> bool:
-        """Whether the request offers another protocol than a WebSocket's: the parser then skips its body."""
-        return self.parser.should_upgrade() and self._get_upgrade() not in (None, b"websocket")
-
-    def _read_on(self, rest: bytes) -> None:
-        """Read the request once more, without its offer: nobody has to accept one (clients.md §9 A 13)."""
-        kept = [(name, value) for name, value in self.headers if name not in (b"upgrade", b"connection")]
-        lines = [b"%b %b HTTP/1.1" % (self.parser.get_method(), self.url), *(b"%b: %b" % header for header in kept)]
-        self.parser = httptools.HttpRequestParser(self)
-        self.data_received(b"\r\n".join([*lines, b"", b""]) + rest)
-
-    def send_400_response(self, msg: str) -> None:
-        body = render("openai", InvalidCall("this is not a valid HTTP request"), "")
-        head = (b"content-type: application/json", f"content-length: {len(body)}".encode(), b"connection: close")
-        self.transport.write(STATUS_LINE[400] + b"\r\n".join(head) + b"\r\n\r\n" + body)
-        self.transport.close()
 
 
 class Server(uvicorn.Server):

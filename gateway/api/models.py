@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.api.inference import read_body
+from gateway.api.presence import Crowd, Presence
 from gateway.api.relay import send_body, told
 from gateway.call import Record, model_key
 from gateway.catalog import Offer
@@ -56,12 +57,14 @@ class Models:
     async def one(self, request: Request) -> Response:
         """One entry of the list, under the id that was asked for. Raises UnknownModel. Ids may hold `/` and `:`."""
         asked: str = request.scope["gateway.rest"]
+        if len(asked) > reading.MODEL_LENGTH:  # before anything keeps it
+            raise UnknownModel(asked[: reading.MODEL_LENGTH])
         wanted = stands_for(asked, self._engine.config.aliases)
         if (name := self._engine.virtual.named(wanted)) is not None:
             return _json(_virtual(name))
         offers = self._engine.catalog.offers(wanted)
         if not offers:
-            raise UnknownModel(asked[:256])
+            raise UnknownModel(asked)
         entry = _openai(offers[0].model)
         return _json(entry if wanted == asked else {**entry, "id": asked})
 
@@ -235,8 +238,9 @@ class Memory:
     so does one that brings options, for which an Ollama may load anew (ollama.md §2.4).
     """
 
-    def __init__(self, engine: Engine, endpoint: ASGIApp) -> None:
+    def __init__(self, engine: Engine, crowd: Crowd, endpoint: ASGIApp) -> None:
         self._engine = engine
+        self._crowd = crowd
         self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -244,7 +248,7 @@ class Memory:
         body = await read_body(headers, receive, self._engine.config.server.max_body)
         asked = _without_question(body, prompted=scope["gateway.record"].path == "/api/generate")
         offers = self._meant(asked) if asked is not None else []
-        if asked is None or not offers or not await self._tell(asked, offers, body, scope, send):
+        if asked is None or not offers or not await self._tell(asked, offers, body, scope, receive, send):
             await self._endpoint(scope, _again(body, receive), send)
 
     def _meant(self, asked: Asked) -> list[Offer]:
@@ -260,10 +264,13 @@ class Memory:
             return loaded or able
         return [] if asked.options else loaded
 
-    async def _tell(self, asked: Asked, offers: Sequence[Offer], body: bytes, scope: Scope, send: Send) -> bool:
+    async def _tell(
+        self, asked: Asked, offers: Sequence[Offer], body: bytes, scope: Scope, receive: Receive, send: Send
+    ) -> bool:
         """Tell them all, and answer as the first did; False where none did and a call may do better."""
         record: Record = scope["gateway.record"]
-        answers = await asyncio.gather(*(self._told(one, asked, body, record.path) for one in offers))
+        async with Presence(receive, self._crowd):
+            answers = await asyncio.gather(*(self._told(one, asked, body, record.path) for one in offers))
         answered = [(one, said) for one, said in zip(offers, answers, strict=True) if isinstance(said, bytes)]
         if not answered:
             if asked.unloads and isinstance(failure := answers[0], UpstreamError):
@@ -275,11 +282,10 @@ class Memory:
         return True
 
     async def _told(self, offer: Offer, asked: Asked, body: bytes, path: str) -> bytes | UpstreamError:
-        prober = self._engine.prober(offer.instance)
         same = model_key(asked.model) == model_key(offer.model.name)
         sent = body if same else json.encode({**json.parse(body), "model": offer.model.name})
         try:
-            said = await prober.post(path, sent, MEMORY_LIMIT)
+            said = await self._engine.prober(offer.instance).post(path, sent, MEMORY_LIMIT)
         except UpstreamError as error:
             if isinstance(error, Refused) and error.status == 404:
                 self._engine.catalog.missing(offer.instance, offer.model.name)

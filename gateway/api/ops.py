@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from gateway import __version__
 from gateway.api.presence import Crowd
 from gateway.call import Call, Plan, Wish
-from gateway.dialects import openai
+from gateway.dialects import openai, reading
 from gateway.engine import Engine
 from gateway.metrics import CONTENT_TYPE, InstanceReading
 from gateway.routing import split_alias
@@ -87,7 +87,8 @@ class Ops:
     async def explain(self, request: Request) -> Response:
         """Where a call with this `model`, `task` and `needs` would go, and why. Raises what routing raises."""
         query = request.query_params
-        call = hypothetical(query.get("model", ""), query.get("task", ""), query.get("needs", ""))
+        model = reading.possible_model(query.get("model", ""))
+        call = hypothetical(model, query.get("task", ""), query.get("needs", ""))
         return Response(msgspec.json.encode(explained(self._engine.dispatch.plan(call))), media_type="application/json")
 
 

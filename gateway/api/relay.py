@@ -67,6 +67,7 @@ class Stream:
         self._turn = asyncio.Lock()  # relay and keep-alive take turns, so the head is first and frames stay whole
         self.reader = call.operation.reader(call)  # one that has read nothing, until there is an answer
         self.started = False
+        self.ended = False
         self.last_write = now
 
     @property
@@ -76,6 +77,8 @@ class Stream:
     async def write(self, data: bytes, now: float) -> None:
         """Send whole frames on. Waits while the client does not read: that is the backpressure."""
         async with self._turn:
+            if self.ended:
+                return  # a keep-alive that was due just as the last frame came
             await self._head()
             self.last_write = now
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
@@ -84,6 +87,7 @@ class Stream:
         async with self._turn:
             await self._head()
             await self._send({"type": "http.response.body", "body": data})
+            self.ended = True
 
     async def _head(self) -> None:
         if self.started:
@@ -130,8 +134,9 @@ class KeepAlive:
     def _due(self) -> None:
         stream, now = self._stream, self._loop.time()
         silent = now - stream.last_write
-        if stream.writing or (stream.started and silent < self._config.keep_alive):
-            wait = self._config.keep_alive if stream.writing else self._config.keep_alive - silent
+        writing = stream.writing or (self._sending is not None and not self._sending.done())
+        if writing or (stream.started and silent < self._config.keep_alive):
+            wait = self._config.keep_alive if writing else self._config.keep_alive - silent
         else:
             wait = self._config.keep_alive
             self._sending = asyncio.create_task(self._speak(now), name="keep-alive")

@@ -22,7 +22,7 @@ Positive = Annotated[int, Meta(ge=1)]
 
 NULL = Raw(b"null")
 
-_MODEL_LENGTH = 256
+MODEL_LENGTH = 256
 _PROBLEM = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _KINDS = {
@@ -92,8 +92,8 @@ def required_model(name: str | None) -> str:
 
 def possible_model(name: str) -> str:
     """A name that may stand in logs and headers: printable, at most 256 characters."""
-    if len(name) > _MODEL_LENGTH or not name.isprintable():
-        raise InvalidCall(f"model must be at most {_MODEL_LENGTH} printable characters", param="model")
+    if len(name) > MODEL_LENGTH or not name.isprintable():
+        raise InvalidCall(f"model must be at most {MODEL_LENGTH} printable characters", param="model")
     return name
 
 

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from gateway.protocol import MAX_HEAD
 from gateway.simulator import Behaviour
 from tests.house import MODEL, House, Reply, ask, request
+
+CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def one(**config: Any) -> House:
@@ -177,6 +180,36 @@ async def test_what_is_no_http_is_400_in_json(payload: bytes) -> None:
         answer = await wire.rest()
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("before", [b"GET /", b"GET / HTTP/1.1\r\nX: ", b"GET / HTTP/1.1\r\n", CHUNKED + b"0\r\n"])
+@pytest.mark.parametrize("again", [b"x", b"x:y\r\n"])
+async def test_a_head_or_trailers_without_end_are_not_kept(before: bytes, again: bytes) -> None:
+    async with one() as house, house.wire() as wire:
+        await wire.send(before)
+        if before.startswith(CHUNKED):
+            await house.until(lambda: bool(house.server.server_state.tasks))  # its head was read
+        await wire.send(again * (MAX_HEAD // len(again) + 1))
+        await wire.until(b"HTTP/1.1 400 ")
+        await wire.rest()
+
+
+async def test_a_body_of_any_length_in_small_chunks_is_no_head() -> None:
+    body = json.dumps(ask("hello " * MAX_HEAD)).encode()
+    chunks = [body[at : at + 100] for at in range(0, len(body), 100)]
+    async with one() as house, house.wire() as wire:
+        await wire.send(CHUNKED + b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n")
+        await wire.until(b"HTTP/1.1 200 ")
+
+
+async def test_many_offers_in_one_read_are_passed_over_one_by_one() -> None:
+    offer = request("/livez", b"", "Connection: Upgrade", "Upgrade: h2c", method="GET")
+    async with one() as house, house.wire() as wire:
+        await wire.send(offer * 700 + request("/", b"", method="GET"))
+        await wire.until(b"Ollama is running")
+    async with one() as house, house.wire() as wire:
+        await wire.send(request("/livez", b"", "Connection: Upgrade", "Upgrade: h2c", method="CONNECT"))
+        await wire.until(b"HTTP/1.1 405 ")
 
 
 async def test_a_websocket_is_not_served_and_nothing_breaks() -> None:

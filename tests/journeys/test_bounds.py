@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
+from gateway.call import model_key
 from gateway.simulator import Behaviour
 from tests.house import MODEL, House, ask
 
@@ -35,3 +38,12 @@ async def test_names_paths_tasks_ids_and_spellings_leave_the_series_as_they_are(
         for _ in range(25):
             await one_of_each(f"w{chance.getrandbits(64):x}")
         assert series(house) == before
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/gateway/explain?model="])
+async def test_a_name_too_long_for_a_model_is_refused_before_anything_keeps_it(path: str) -> None:
+    async with House({"alpha": Behaviour()}) as house:
+        kept = model_key.cache_info().currsize
+        reply = await house.get(path + "x" * 257)
+        assert reply.status == (404 if path == "/v1/models/" else 400)
+        assert model_key.cache_info().currsize == kept

@@ -240,6 +240,24 @@ async def test_an_offer_of_http_2_is_passed_over_and_a_websocket_is_426() -> Non
             assert (await wire.until(b"upgrade_refused")).startswith(b"HTTP/1.1 426 ")
 
 
+async def test_a_thousand_offers_of_http_2_in_one_go_are_all_passed_over() -> None:
+    async with one() as house, house.wire() as wire:
+        offer = ("Connection: Upgrade", "Upgrade: h2c")
+        await wire.send(request("/livez", b"", *offer, method="GET") * 1000)
+        await wire.send(request("/gone", b"", "Connection: close, Upgrade", "Upgrade: h2c", method="GET"))
+        said = await wire.rest()
+        assert said.count(b"HTTP/1.1 200 ") == 1000
+        assert b"connection: close" in said.partition(b"HTTP/1.1 404 ")[2]
+
+
+async def test_who_goes_on_sending_after_the_last_answer_does_not_keep_the_connection() -> None:
+    async with one(server={"keep_alive": 1, "max_body": 2**20}) as house, house.wire() as wire:
+        await wire.send(b"POST /v1/responses HTTP/1.1\r\nConnection: close\r\nContent-Length: 9999999\r\n\r\n{")
+        await wire.until(b"body_too_large")
+        await wire.send(b"more")
+        await wire.rest()
+
+
 async def test_many_and_large_headers_nobody_knows_are_no_error() -> None:
     many = {f"X-Codex-{n}": "y" * 500 for n in range(60)}
     async with one() as house:

@@ -155,6 +155,19 @@ async def test_right_after_the_last_frame_which_is_a_success() -> None:
         assert house.last_line()["status"] == 200
 
 
+@pytest.mark.parametrize("path", ["/api/generate", "/api/chat"])
+@pytest.mark.parametrize("keep_alive", [0, "1h"])
+async def test_while_an_instance_is_told_to_load_or_unload(path: str, keep_alive: object) -> None:
+    async with one() as house:
+        alpha = house.simulator("alpha")
+        house.engine.catalog.answered("alpha", MODEL)
+        alpha.faults.arm("hang_before_headers", path=path)
+        async with house.asking({"model": MODEL, "keep_alive": keep_alive}, path) as wire:
+            await alpha.until(lambda: generating(alpha) == 1)
+            wire.leave()
+            await told(house, alpha)
+
+
 async def test_a_call_that_left_before_its_first_token_counts_as_busy_until_the_instance_noticed() -> None:
     async with one() as house:
         alpha, pool = house.simulator("alpha"), house.engine.pool

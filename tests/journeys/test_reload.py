@@ -101,6 +101,24 @@ async def test_an_instance_that_is_added_is_asked_for_its_models_and_used() -> N
         assert seen == {"alpha", "beta"}
 
 
+async def test_a_call_whose_instance_is_removed_in_the_moment_of_its_turn_is_told_so() -> None:
+    async with House({"alpha": Behaviour(), "beta": Behaviour()}) as house:
+        given = reloadable(house)
+        alpha, beta = with_limit(house, "alpha", 1)
+        given.keys = {"instances": [alpha]}
+        assert house.engine.reload()
+        house.simulator("alpha").faults.arm("hang_mid_stream", path="/v1", after=1)
+        async with house.asking(ask("x", stream=True)) as holder:
+            await holder.until(b"data: ")
+            waiting = asyncio.create_task(house.chat(), name="waiting")
+            await house.until(lambda: house.engine.pool.depth == 1)
+            holder.leave()
+            await house.until(lambda: house.engine.pool.depth == 0)
+            given.keys = {"instances": [beta]}
+            assert house.engine.reload()
+            assert (await waiting).json["error"]["code"] == "no_instance"
+
+
 async def test_waiting_calls_keep_their_place_and_use_a_raised_limit() -> None:
     async with House({"alpha": Behaviour(parallel=8)}, instances={"alpha": {"max_concurrent": 1}}) as house:
         given = reloadable(house)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
+from typing import Any
+
+import pytest
 
 from gateway.simulator import Behaviour
 from tests.house import MODEL, House, ask
@@ -127,6 +132,37 @@ async def test_a_silent_stream_is_kept_alive_between_two_frames() -> None:
         assert reply.body.count(b": keep-alive\n") > 3
         assert reply.text.split() == ["one", "two", "three", "four"]
         assert reply.events[-1] == "[DONE]"
+
+
+async def unending(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """An instance whose answer is whole, and whose HTTP message never ends."""
+    if (await reader.readuntil(b"\r\n\r\n")).startswith(b"POST"):
+        chunk = json.dumps({"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]}).encode()
+        said = b"data: %b\n\ndata: [DONE]\n\n" % chunk
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(said), said))
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+    else:
+        writer.write(b'HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{"version":"0.32.15"}')
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "limits", [{"stream": {"hold": 0.01, "keep_alive": 0.01}}, {"timeouts": {"total": 0.05}}], ids=str
+)
+async def test_after_the_end_marker_there_is_no_keep_alive_and_no_limit(limits: dict[str, Any]) -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, complaint: complaints.append(complaint))
+    async with await asyncio.start_server(unending, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        only = {"instances": [{"name": "unending", "url": url, "model": MODEL}]}
+        async with House({}, {**only, **limits}) as house:
+            reply = await house.chat(stream=True)
+            assert reply.events[-1] == "[DONE]"
+            await house.quiet()
+            assert (house.last_line()["status"], "reason" in house.last_line()) == (200, False)
+    gc.collect()
+    assert not complaints
 
 
 async def test_the_line_is_visible() -> None:
