@@ -158,6 +158,7 @@ class Call:
     task_from: str = ""  # header, path, alias, query or body
     model: str = ""  # without the alias; "" means choose by task
     headers: Mapping[str, str] = field(default_factory=dict)  # only those a route matches on
+    conversation: str = ""  # what the client calls it; "" where it does not
     agent: str = ""  # the client's User-Agent: Ollama answers some clients differently (ollama.md §2.6)
     no_store: bool = False
     reasoning_content: bool = False  # reasoning goes under this name, too (config: openai.reasoning_content)

@@ -19,6 +19,7 @@ from gateway.dialects import broken, refusal
 from gateway.errors import BadAnswer, CallTimeout, ConnectFailed, Refused, UpstreamError
 from gateway.instances import Lease, Pool
 from gateway.metrics import Metrics
+from gateway.routing import kept_together
 from gateway.upstream import Request, Response, Upstream
 from gateway.wire import request_headers
 
@@ -97,7 +98,9 @@ class Journey:
         self.record = record
         self.setting = setting
         self.limits = setting.timeouts(drawn.route)
-        self._plan = drawn
+        self._candidates = drawn.candidates
+        if call.conversation:
+            self._candidates = kept_together(drawn.candidates, call.conversation)
         self._tried: list[str] = []
         means.budget.earn()
 
@@ -137,7 +140,7 @@ class Journey:
 
     async def _lease(self) -> Lease:
         """A lease on a candidate, one not yet tried if there is any. Waits in line, at most `timeouts.line` in all."""
-        candidates = self._untried() or self._plan.candidates
+        candidates = self._untried() or self._candidates
         patience = max(0.0, self.limits.line - self.record.waited)
         began = self.means.now()
         try:
@@ -148,7 +151,7 @@ class Journey:
     def _untried(self) -> list[Candidate]:
         """The candidates that were not tried and could take a call."""
         instances, now = self.means.pool.instances, self.means.now()
-        fresh = [one for one in self._plan.candidates if one.instance not in self._tried]
+        fresh = [one for one in self._candidates if one.instance not in self._tried]
         return [one for one in fresh if one.instance in instances and instances[one.instance].fit(now)]
 
     def _begin(self, lease: Lease) -> None:
@@ -168,7 +171,7 @@ class Journey:
 
     async def _back_off(self) -> None:
         """Full jitter before an instance that was tried is tried again; another instance needs no wait."""
-        if any(one.instance not in self._tried for one in self._plan.candidates):
+        if any(one.instance not in self._tried for one in self._candidates):
             return
         most = min(MAX_BACKOFF, self.setting.config.retry.backoff * 2 ** (self.record.attempts - 1))
         await asyncio.sleep(most * self.means.random())

@@ -14,7 +14,7 @@ from gateway.dialects import anthropic
 from gateway.dispatch import Dispatch
 from gateway.engine import Engine
 from gateway.errors import BodyTooLarge, ClientLeft, InvalidCall
-from gateway.routing import split_alias
+from gateway.routing import HINTS, split_alias
 from gateway.wire import encoding, response_headers
 
 MAX_TASK = 64  # characters of a task's name
@@ -115,6 +115,7 @@ def _call(
         task_from=source,
         model=model,
         headers={name: headers[name] for name in route_headers if name in headers},
+        conversation=next((headers[name] for name in HINTS if name in headers), ""),
         agent=headers.get("user-agent", ""),
         no_store="no-store" in headers.get("cache-control", ""),
         reasoning_content=reasoning_content,

@@ -216,7 +216,7 @@ STATEMENTS: Final = (
     Statement(
         114,
         "K",
-        "A conversation's hints are accepted and never bind it to a failed instance; it is not kept on one yet.",
+        "A conversation that names itself stays on one instance while that is no busier, and moves on where it fails.",
     ),
     Statement(
         115, "K", "Header, path, alias and query choose the same route; where they conflict, a header says which won."

@@ -215,17 +215,35 @@ async def test_113_two_calls_of_one_conversation_at_the_same_time_both_proceed(p
         assert house.simulator("alpha").peak <= places
 
 
-async def test_114_a_conversations_hints_are_accepted_and_never_bind_it_to_an_instance_that_failed() -> None:
-    """The order of the line is first come, first served; affinity is a policy to plug in later."""
+HINTS = [
+    "Session-Id",
+    "Thread-Id",
+    "X-Session-Affinity",
+    "X-Session-Id",
+    "X-Claude-Code-Session-Id",
+    "X-OpenWebUI-Chat-Id",
+]
+
+
+@pytest.mark.parametrize("hint", HINTS)
+async def test_114_a_conversation_that_names_itself_stays_on_one_instance_and_moves_on_if_it_fails(
+    hint: str,
+) -> None:
     async with House({"alpha": Behaviour(), "beta": Behaviour()}) as house:
         body = json.dumps(ask("say: fine", prompt_cache_key="1", user="amy")).encode()
-        first = await fetch(house, PATH, *SESSION, "X-Claude-Code-Session-Id: 1", method="POST", body=body)
-        assert (first.status, first.instance in house.simulators) == (200, True)
-        assert first.instance is not None
-        house.simulator(first.instance).faults.arm("refuse", times=None)
-        second = await fetch(house, PATH, *SESSION, "X-Claude-Code-Session-Id: 1", method="POST", body=body)
-        assert (second.status, second.text.strip()) == (200, "fine")
-        assert second.instance != first.instance
+
+        async def turn(conversation: int) -> str:
+            reply = await fetch(house, PATH, f"{hint}: {conversation}", method="POST", body=body)
+            assert (reply.status, reply.text.strip()) == (200, "fine")
+            assert reply.instance is not None
+            return reply.instance
+
+        homes = [await turn(conversation) for conversation in range(12)]
+        assert set(homes) == {"alpha", "beta"}, "all conversations are on one instance"
+        assert [await turn(conversation) for conversation in range(12)] == homes
+        house.simulator(homes[0]).faults.arm("refuse", times=None)
+        assert await turn(0) != homes[0]
+        house.simulator(homes[0]).faults.clear()
 
 
 def task_of(reply: Reply) -> str:
