@@ -1,4 +1,4 @@
-# make run · make demo · make test · make check · make clients · make bench: each sets up what it needs in .venv.
+# make run · make demo · make test · make check · make clients · make bench…: each sets up what it needs in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ CODE := gateway tests benchmarks
 # Real clients against the gateway, in an environment of their own: .venv-clients and tests/clients/node_modules.
 CLIENTS := .venv-clients
 
-.PHONY: run demo test check clients clients-slow clients-ready lint bench compatibility format schema clean
+.PHONY: run demo test check clients clients-slow clients-ready lint bench bench-line bench-policy bench-overload compatibility format schema clean
 
 run: $(VENV)/.core
 	$(BIN)/ollama-gateway serve $(ARGS)
@@ -34,7 +34,18 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.core
-	$(BIN)/python benchmarks/figures.py
+	$(BIN)/python -m benchmarks.figures
+
+# The line: what a decision costs, its order against others (4 minutes; ARGS=--write for docs/line.md), ten times too many
+# calls for a minute.
+bench-line: $(VENV)/.core
+	$(BIN)/python -m benchmarks.decisions
+
+bench-policy: $(VENV)/.core
+	$(BIN)/python -m benchmarks.policy $(ARGS)
+
+bench-overload: $(VENV)/.core
+	$(BIN)/python -m benchmarks.overload
 
 compatibility: $(VENV)/.dev
 	$(BIN)/python -m tests.conformance.page

@@ -40,6 +40,7 @@ def _entries(engine: Engine, crowd: Crowd) -> list[Entry]:
         "/readyz": ops.ready,
         "/metrics": ops.metrics,
         "/gateway/status": ops.status,
+        "/gateway/line": ops.line,
         "/gateway/explain": ops.explain,
     }
     lists = {

@@ -182,6 +182,11 @@ class Cache:
         reply, joined = await self._flights.join(key, lambda: self._fetch(key, work))
         return reply, "collapsed" if joined else "miss"
 
+    async def alone(self, key: str, work: Callable[[], Awaitable[Reply]]) -> tuple[Reply, str]:
+        """The same for one whose work nobody should share, as it has less time than others: hit or miss."""
+        kept: bytes | None = await self._store.get(key)
+        return (_unpack(kept), "hit") if kept is not None else (await self._fetch(key, work), "miss")
+
     async def _fetch(self, key: str, work: Callable[[], Awaitable[Reply]]) -> Reply:
         reply = await work()
         if self._config.ttl > 0 and len(reply.body) <= self._config.max_entry:

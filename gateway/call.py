@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -47,6 +48,14 @@ def _split_source(name: str) -> tuple[str, str]:
     if last.casefold().endswith("-cloud"):
         return name[: -len("-cloud")], "cloud"
     return name, ""
+
+
+class Priority(IntEnum):
+    """The classes of calls in line; the lower goes first."""
+
+    INTERACTIVE = 0
+    NORMAL = 1
+    BATCH = 2
 
 
 class Usage(NamedTuple):
@@ -140,9 +149,13 @@ class Wish:
     task: str = ""  # the body's own word for it, where the dialect has one
     stream: bool = False
     needs: frozenset[str] = frozenset()  # capabilities a model must have: tools, vision, embedding
+    priority: Priority = Priority.NORMAL  # what kind of call it is, for the line
     deterministic: bool = False  # temperature 0 or a seed, and embeddings: may be answered from the cache
     wants_usage: bool = False  # the client asked for token counts in the stream
     content_type: bytes = JSON  # of the body, as the instance is told
+    # What tells this conversation from others: the body's own name for it, else a digest of what its turns begin with;
+    # "" where nothing does. Text of the client's: never logged, never a label.
+    conversation: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +173,9 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)  # only those a route matches on
     conversation: str = ""  # what the client calls it; "" where it does not
     agent: str = ""  # the client's User-Agent: Ollama answers some clients differently (ollama.md §2.6)
+    caller: str = ""  # whose share of the line it takes; from a closed set
+    priority: Priority | None = None  # as the client asked; None where it did not
+    deadline: float | None = None  # loop time by which the client wants its answer; None where it does not say
     no_store: bool = False
     reasoning_content: bool = False  # reasoning goes under this name, too (config: openai.reasoning_content)
 
@@ -211,6 +227,8 @@ class Record:
     substitution: str = ""
     attempts: int = 0
     waited: float = 0.0  # seconds in line, all attempts together
+    position: int = 0  # its place in line when it came, counted from 1; 0 where it did not wait
+    line_reason: str = ""  # why it waited, in words
     upstream: float = 0.0  # seconds from sending to the end, the attempt that answered
     first_token: float | None = None  # seconds from arrival
     tokens_span: float = 0.0  # seconds from the first to the last content frame

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gateway.call import model_key
 from gateway.config import Config, InstanceConfig
 from gateway.errors import UpstreamError
-from gateway.instances import Instance
+from gateway.instances import Contents, Instance
 from gateway.routing import InstanceView, ModelView, PoolView
 from gateway.upstream import Health, InstalledModel, Listing, LoadedModel, Prober
 
@@ -34,6 +34,12 @@ class Known:
     offered: dict[str, ModelView] | None = None  # as routing sees them; None until asked for after a change
 
 
+_ONE_AT_A_TIME = ("mllama", "qwen3vl", "qwen35", "qwen3next", "lfm2", "nemotron_h")  # families, by their beginning
+
+
+Told = Callable[[str, Contents, float], None]
+
+
 class Offer(NamedTuple):
     """A model as one instance lists it."""
 
@@ -42,11 +48,16 @@ class Offer(NamedTuple):
 
 
 class Catalog:
-    """What is known of every instance's models, by instance name."""
+    """What is known of every instance's models, by instance name.
 
-    def __init__(self, config: Config) -> None:
+    `told(instance, contents, asked)` hears what each listing says of memory, and the loop time it was asked for.
+    """
+
+    def __init__(self, config: Config, told: Told | None = None) -> None:
         self._config = config
+        self._told = told
         self._known: dict[str, Known] = {}
+        self.changes = 0  # goes up with whatever a plan could read here
         self.apply(config)
 
     def apply(self, config: Config) -> None:
@@ -58,7 +69,7 @@ class Catalog:
             for one in config.instances
         }
         for known in self._known.values():
-            known.offered = None
+            self._forget(known)
 
     def known(self, instance: str) -> Known:
         """What `instance` told last; empty for one that has not, or is not there."""
@@ -71,6 +82,7 @@ class Catalog:
             return
         if known.version != health.version or known.native != health.native:
             known.refresh.set()
+            self.changes += 1
         known.version, known.native, known.seconds = health.version, health.native, health.seconds
 
     def learned(self, instance: str, listing: Listing) -> None:
@@ -78,7 +90,8 @@ class Catalog:
         known = self._known.get(instance)
         if known is None:
             return
-        known.listed, known.offered = True, None
+        known.listed = True
+        self._forget(known)
         known.installed = {model_key(model.name): model for model in listing.installed}
         if listing.loaded is not None:
             known.loaded = {model_key(model.name): model for model in listing.loaded}
@@ -89,7 +102,7 @@ class Catalog:
         if known is not None:
             known.installed.pop(model_key(model), None)
             known.loaded.pop(model_key(model), None)
-            known.offered = None
+            self._forget(known)
             known.refresh.set()
 
     def answered(self, instance: str, model: str) -> None:
@@ -97,14 +110,25 @@ class Catalog:
         known = self._known.get(instance)
         if known is not None and model_key(model) not in known.loaded:
             known.loaded[model_key(model)] = LoadedModel(name=model, size_vram=0, context_length=None, expires_at="")
-            known.offered = None
+            self._forget(known)
+
+    def _forget(self, known: Known) -> None:
+        """What routing saw of it is out of date."""
+        known.offered = None
+        self.changes += 1
+
+    def ask_anew(self, instance: str) -> None:
+        """What `instance` holds may be another thing by now."""
+        known = self._known.get(instance)
+        if known is not None:
+            known.refresh.set()
 
     def unloaded(self, instance: str, model: str) -> None:
         """A call has just taken `model` out of memory, or set when that is to be: ask what is loaded anew."""
         known = self._known.get(instance)
         if known is not None:
             known.loaded.pop(model_key(model), None)
-            known.offered = None
+            self._forget(known)
             known.refresh.set()
 
     def has(self, instance: str, model: str) -> bool:
@@ -215,10 +239,36 @@ class Catalog:
         if known is None:
             return
         known.refresh.clear()
+        asked = asyncio.get_running_loop().time()
         try:
-            self.learned(instance, await prober.listing(timeout, known.native))
+            listing = await prober.listing(timeout, known.native)
         except UpstreamError:
             return
+        self.learned(instance, listing)
+        if self._told and instance in self._known:
+            self._told(instance, _contents(listing), asked)
+
+
+def _contents(listing: Listing) -> Contents:
+    return Contents(
+        installed={model_key(model.name): model.size for model in listing.installed},
+        loaded=None if listing.loaded is None else {model_key(one.name): _in_memory(one) for one in listing.loaded},
+        one_at_a_time=frozenset(_one_at_a_time(listing)),
+    )
+
+
+def _in_memory(model: LoadedModel) -> int:
+    """Bytes, its part outside the GPU included."""
+    size = model.raw.get("size")
+    return size if isinstance(size, int) and size > 0 else model.size_vram
+
+
+def _one_at_a_time(listing: Listing) -> Iterator[str]:
+    """Models that Ollama serves one at a time whatever its OLLAMA_NUM_PARALLEL (ollama.md §6.6)."""
+    for model in listing.installed:
+        embeds = model.capabilities is not None and "embedding" in model.capabilities
+        if embeds or model.family.startswith(_ONE_AT_A_TIME):
+            yield model_key(model.name)
 
 
 def _may_offer(config: InstanceConfig, key: str) -> bool:

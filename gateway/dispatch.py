@@ -12,6 +12,8 @@ from gateway.exchange import Exchange
 from gateway.journey import Journey, Means, RetryBudget, Setting
 from gateway.routing import plan, unaliased
 
+MAX_PLANS = 1024
+
 
 class Dispatch:
     """The one door through which calls go to instances, for the API and for the Python library alike."""
@@ -19,10 +21,13 @@ class Dispatch:
     def __init__(self, means: Means, cache: Cache) -> None:
         self._means = means
         self._cache = cache
+        self._drawn: dict[tuple[object, ...], Plan] = {}
+        self._drawn_at = (0, 0)
 
     def apply(self, setting: Setting) -> None:
         """Use `setting` for calls that come from now on."""
         self._means.setting = setting
+        self._drawn.clear()
         self._means.budget = RetryBudget(setting.config.retry.budget, setting.config.retry.reserve)
         self._cache.apply(setting.config.cache)
 
@@ -44,12 +49,26 @@ class Dispatch:
             record.cache = "bypass" if setting.config.cache.enabled else ""
             return await journey.fetch()
         key = key_for(call, record.route, [setting.digest, *self._means.catalog.weights(call.model)])
-        reply, record.cache = await self._cache.through(key, journey.fetch)
+        hurried = call.deadline is not None and call.deadline < call.arrived + journey.limits.line
+        asked = self._cache.alone if hurried else self._cache.through
+        reply, record.cache = await asked(key, journey.fetch)
         return reply
 
     def _plan(self, call: Call) -> Plan:
-        means = self._means
-        return plan(call, means.setting.config, means.catalog.view(means.pool.instances, means.now()))
+        """The plan for `call`, kept while nothing changes that it was drawn from: equal calls get the very same one."""
+        means, config = self._means, self._means.setting.config
+        at = (means.catalog.changes, means.pool.changes)
+        if at != self._drawn_at or len(self._drawn) >= MAX_PLANS:
+            self._drawn.clear()
+            self._drawn_at = at
+        wish = call.wish
+        asked = (call.model, call.task, call.task_from, wish.model, wish.needs, call.operation.native)
+        key = (*asked, *sorted(call.headers.items()))
+        drawn = self._drawn.get(key)
+        if drawn is None:
+            drawn = plan(call, config, means.catalog.view(means.pool.instances, means.now()))
+            self._drawn[key] = drawn
+        return drawn
 
     def _journey(self, call: Call, record: Record) -> Journey:
         call = unaliased(call, self._means.setting.config.aliases)  # once: an alias does not stand for another

@@ -21,10 +21,10 @@ from gateway.catalog import Catalog
 from gateway.config import Config, InstanceConfig, Loaded
 from gateway.dispatch import Dispatch
 from gateway.errors import ConfigError, ConnectFailed
-from gateway.instances import Instance, Pool, watch
+from gateway.instances import Contents, Instance, MakeOrder, Pool, watch
 from gateway.journey import Means, RetryBudget, Setting
 from gateway.lists import Shows, Virtual
-from gateway.metrics import InstanceReading, Metrics, Reading
+from gateway.metrics import MAX_CHILDREN, InstanceReading, Metrics, Reading
 from gateway.upstream import Health, Prober, Upstream
 
 FIRST_LOOK = 1.0  # seconds that start waits for the instances to answer
@@ -56,9 +56,9 @@ class Source(Protocol):
 
 
 class Engine:
-    """Everything behind the API. Without a `source` it keeps the configuration it was given."""
+    """Everything behind the API. Without a `source` it keeps the configuration it was given; `order` is the line's."""
 
-    def __init__(self, loaded: Loaded, source: Source | None = None) -> None:
+    def __init__(self, loaded: Loaded, source: Source | None = None, *, order: MakeOrder | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._source = source
         self._loaded = loaded
@@ -70,8 +70,15 @@ class Engine:
         config = loaded.config
         self.metrics = Metrics(__version__)
         self.metrics.read = self.reading
-        self.catalog = Catalog(config)
-        self.pool = Pool(config, now=self._loop.time, later=self._loop.call_later, random=random.random, observer=self)
+        self.catalog = Catalog(config, self._told)
+        self.pool = Pool(
+            config,
+            now=self._loop.time,
+            later=self._loop.call_later,
+            random=random.random,
+            observer=self,
+            order=order,
+        )
         self.cache = Cache(config.cache, self._loop.time, lambda reason: self.metrics.evictions(reason).inc())
         means = Means(
             setting=self._setting(),
@@ -127,6 +134,7 @@ class Engine:
 
     async def stop(self) -> None:
         """End every asyncio task and connection of ours. Calls must have ended before."""
+        self.pool.close()
         tasks = [*self._tasks, *self._leaving]
         for name in list(self._attached):
             tasks += self._detach(name)
@@ -190,8 +198,12 @@ class Engine:
         instance = self.pool.instances.get(name)
         return instance is not None and instance.healthy and self.catalog.known(name).native
 
+    def _told(self, instance: str, contents: Contents, asked: float) -> None:
+        self.pool.told(instance, contents, asked)
+
     def health_changed(self, instance: str, healthy: bool, why: str) -> None:
         if healthy:
+            self.catalog.ask_anew(instance)  # what it held may be gone
             log.info("instance.up", instance=instance)
         else:
             log.warning("instance.down", instance=instance, why=why)
@@ -202,7 +214,12 @@ class Engine:
 
     def reading(self) -> Reading:
         """The gateway now, for a scrape."""
+        demands = self.pool.demands()
         return Reading(
+            line_callers=self.pool.callers,
+            line_work=sum(one.work for one in demands),
+            line_wait=max((one.seconds for one in demands), default=0.0),
+            line_models=tuple((one.model, one.waiting) for one in demands[:MAX_CHILDREN]),
             instances=tuple(self._instance_reading(instance) for instance in self.pool.instances.values()),
             line_depth=self.pool.depth,
             line_bytes=self.pool.held_bytes,
@@ -241,6 +258,7 @@ class Engine:
             digest=self._loaded.digest,
             routes={route.name: route for route in config.routes},
             upstreams={name: attached.upstream for name, attached in self._attached.items()},
+            weights={key.name: key.weight for key in config.auth.keys},
         )
 
     def _attach(self) -> None:

@@ -4,7 +4,8 @@ GatewayError
 ├── CallError        the client's doing    InvalidCall 400 · Unauthenticated 401 · Forbidden 403 · UnknownPath 404
 │                                          UnknownModel 404 · WrongMethod 405 · BodyTooLarge 413
 │                                          UnsupportedEncoding 415 · UpgradeRefused 426
-├── CapacityError    nobody's: come back   LineFull 429 · LineTimeout 429 · NoInstance 503 · ShuttingDown 503
+├── CapacityError    nobody's: come back   LineFull 429 · LineTimeout 429 · DeadlineUnreachable 429 · NoInstance 503
+│                                          ShuttingDown 503
 ├── UpstreamError    an instance's doing   ConnectFailed 502 · ConnectionLost 502 · BadAnswer 502 · Refused (its status)
 │                                          FirstTokenTimeout 504 · IdleTimeout 504 · CallTimeout 504 · StreamBroken
 └── InternalError 500                      ours: a defect, never a way to answer bad input
@@ -139,6 +140,13 @@ class LineTimeout(CapacityError):
 
     reason = "line_timeout"
     code = "line_timeout"
+
+
+class DeadlineUnreachable(CapacityError):
+    """The call cannot be served in the time it has; told at once rather than when that has passed."""
+
+    reason = "deadline"
+    code = "deadline_unreachable"
 
 
 class NoInstance(CapacityError):

@@ -66,6 +66,10 @@ class Exchange:
         """What has read the stream so far, and knows how to tell of its end."""
         return self._reader
 
+    def waiting(self) -> str:
+        """Where the call stands in line, in words; "" once it has left it."""
+        return self._journey.waiting()
+
     async def frames(self) -> list[Frame]:
         """The next frames, as many as have come; [] after the last. Raises UpstreamError."""
         frames = self._ready or await self._read(self._lease, self._response)

@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from gateway.call import JSON, Call, Candidate, Plan, Record, Reply
+from gateway.call import JSON, Call, Candidate, Plan, Priority, Record, Reply
 from gateway.catalog import Catalog
 from gateway.config import Config, RouteConfig, Timeouts
 from gateway.dialects import broken, refusal
 from gateway.errors import BadAnswer, CallTimeout, ConnectFailed, Refused, UpstreamError
-from gateway.instances import Lease, Pool
+from gateway.instances import Lease, Pool, Ticket
 from gateway.metrics import Metrics
-from gateway.routing import kept_together
 from gateway.upstream import Request, Response, Upstream
 from gateway.wire import request_headers
 
@@ -60,10 +59,20 @@ class Setting:
     digest: str
     routes: Mapping[str, RouteConfig]
     upstreams: Mapping[str, Upstream]
+    weights: Mapping[str, float] = field(default_factory=dict)  # of callers that have one of their own
 
     def timeouts(self, route: str) -> Timeouts:
         entry = self.routes.get(route)
         return self.config.timeouts if entry is None else self.config.timeouts.under(entry.timeouts)
+
+    def priority(self, call: Call, route: str) -> Priority:
+        """What the client asked for, where it may; else the route's word, else what kind of call it is."""
+        entry = self.routes.get(route)
+        given = call.wish.priority if entry is None or entry.priority is None else Priority[entry.priority.upper()]
+        asked, rule = call.priority, self.config.line.priority_header
+        if asked is None or rule == "never" or (rule == "lower" and asked < given):
+            return given
+        return asked
 
     def cacheable(self, call: Call, route: str) -> bool:
         """D11: the facade always, other dialects only where the answer is bound to be the same; a route may differ."""
@@ -99,8 +108,9 @@ class Journey:
         self.setting = setting
         self.limits = setting.timeouts(drawn.route)
         self._candidates = drawn.candidates
-        if call.conversation:
-            self._candidates = kept_together(drawn.candidates, call.conversation)
+        self._priority = setting.priority(call, drawn.route)
+        self._since: float | None = None
+        self._ticket: Ticket | None = None  # while it is in line
         self._tried: list[str] = []
         means.budget.earn()
 
@@ -140,19 +150,38 @@ class Journey:
 
     async def _lease(self) -> Lease:
         """A lease on a candidate, one not yet tried if there is any. Waits in line, at most `timeouts.line` in all."""
-        candidates = self._untried() or self._candidates
-        patience = max(0.0, self.limits.line - self.record.waited)
-        began = self.means.now()
+        call, record, began = self.call, self.record, self.means.now()
+        self._ticket = Ticket(
+            candidates=self._untried() or self._candidates,
+            size=len(call.body),
+            caller=call.caller,
+            weight=self.setting.weights.get(call.caller, 1.0),
+            priority=self._priority,
+            conversation=call.conversation or call.wish.conversation,
+            since=self._since,
+            deadline=call.deadline,
+        )
+        self._since = began if self._since is None else self._since  # for a next attempt: it keeps its place
         try:
-            return await self.means.pool.lease(candidates, size=len(self.call.body), patience=patience)
+            lease = await self.means.pool.lease(self._ticket, patience=max(0.0, self.limits.line - record.waited))
+            record.position, record.line_reason = lease.position or record.position, lease.why or record.line_reason
+            return lease
         finally:
-            self.record.waited += self.means.now() - began
+            self._ticket = None
+            record.waited += self.means.now() - began
 
-    def _untried(self) -> list[Candidate]:
+    def waiting(self) -> str:
+        """Where the call stands in line and why, in words; "" while it is not in line."""
+        outlook = self.means.pool.outlook(self._ticket) if self._ticket else None
+        return str(outlook) if outlook else ""
+
+    def _untried(self) -> tuple[Candidate, ...]:
         """The candidates that were not tried and could take a call."""
+        if not self._tried:
+            return self._candidates
         instances, now = self.means.pool.instances, self.means.now()
         fresh = [one for one in self._candidates if one.instance not in self._tried]
-        return [one for one in fresh if one.instance in instances and instances[one.instance].fit(now)]
+        return tuple(one for one in fresh if one.instance in instances and instances[one.instance].fit(now))
 
     def _begin(self, lease: Lease) -> None:
         record, candidate = self.record, lease.candidate
@@ -179,8 +208,7 @@ class Journey:
     async def open(self, lease: Lease, held: ExitStack) -> Response:
         """Send the call and wait for the head of the answer. Raises UpstreamError; a 4xx or 5xx is Refused."""
         candidate, call = lease.candidate, self.call
-        loaded = self.means.catalog.is_loaded(candidate.instance, candidate.model)
-        first = self.limits.first_token if loaded else self.limits.loading
+        first = self.limits.loading if lease.cold else self.limits.first_token
         if not call.wish.stream:
             first = self.limits.total  # a finished answer comes at once, when all of its tokens are there
         request = Request(
@@ -216,7 +244,7 @@ class Journey:
             reply = self.call.operation.reply(self.call, lease.candidate.model, body, seconds)
         except ValueError as error:
             raise broken(lease.candidate.instance, str(error)) from error
-        lease.answered()
+        lease.finished()
         self.answered(lease, self.means.now() - began)
         self.record.usage = reply.usage
         self.record.upstream = self.means.now() - began
@@ -228,6 +256,9 @@ class Journey:
         candidate = lease.candidate
         self.record.first_token = self.means.now() - self.call.arrived
         self.means.catalog.answered(candidate.instance, candidate.model)
+        if lease.cold:
+            self.means.metrics.loads(candidate.instance, candidate.model).inc()
+            self.means.catalog.ask_anew(candidate.instance)  # what had to go for it?
         self.means.metrics.upstream_first_token(candidate.instance, candidate.model).observe(seconds)
 
     def done(self, lease: Lease) -> None:

@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from gateway.call import Record
 
 MAX_CHILDREN = 2000
-TURNED_AWAY = frozenset({"line_full", "line_timeout", "no_instance", "draining", "body_too_large", "auth"})
+TURNED_AWAY = frozenset({"line_full", "line_timeout", "deadline", "no_instance", "draining", "body_too_large", "auth"})
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 DURATIONS = tuple(0.01 * 2**n for n in range(17))
@@ -79,6 +79,10 @@ class Reading:
     line_depth: int = 0
     line_bytes: int = 0
     line_oldest: float = 0.0
+    line_callers: int = 0
+    line_work: float = 0.0  # seconds of service that wait
+    line_wait: float = 0.0  # seconds, the longest that the first call for any model may still wait
+    line_models: tuple[tuple[str, int], ...] = ()  # (model, calls that wait for it)
     cache_entries: int = 0
     cache_bytes: int = 0
     digest_conflicts: int = 0  # names that are another model on another instance
@@ -105,6 +109,19 @@ class _AtScrape(Collector):
         yield _gauge("gateway_line_depth", "Calls waiting in line now.", reading.line_depth)
         yield _gauge("gateway_line_bytes", "Bodies held by waiting calls.", reading.line_bytes)
         yield _gauge("gateway_line_oldest_seconds", "How long the head of the line has waited.", reading.line_oldest)
+        yield _gauge("gateway_line_callers", "Callers that have calls running or waiting.", reading.line_callers)
+        yield _gauge(
+            "gateway_line_work_seconds", "Time one slot would take to serve all that wait: what scaling has to meet.",
+            reading.line_work,
+        )  # fmt: skip
+        yield _gauge(
+            "gateway_line_expected_wait_seconds", "The longest that the next call for any model may still wait.",
+            reading.line_wait,
+        )  # fmt: skip
+        waiting = GaugeMetricFamily("gateway_line_waiting", "Calls that wait, by model.", labels=["model"])
+        for model, calls in reading.line_models:
+            waiting.add_metric([model], calls)
+        yield waiting
         yield _gauge("gateway_cache_entries", "Answers kept.", reading.cache_entries)
         yield _gauge("gateway_cache_bytes", "Size of the answers kept.", reading.cache_bytes)
         yield _gauge(
@@ -227,6 +244,9 @@ class Metrics:
         )
         self.upstream_first_token = histogram(
             "gateway_upstream_first_token_seconds", "Sending to first content.", FIRST_TOKEN, "instance", "model"
+        )
+        self.loads = counter(
+            "gateway_upstream_model_loads_total", "Calls whose model had to be loaded first.", "instance", "model"
         )
         self.per_token = histogram(
             "gateway_upstream_time_per_output_token_seconds", "Per token after the first, where counts are reported.",

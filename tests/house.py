@@ -25,9 +25,10 @@ from gateway.app import App
 from gateway.config import Config, Loaded
 from gateway.engine import Engine
 from gateway.server import Server
-from gateway.simulator import Behaviour, Simulator
+from gateway.simulator import Behaviour, Seen, Simulator
 
 MODEL = "llama3.1:8b"
+ALPHA_FIRST = {"name": "alpha-first", "match": {"model": "*"}, "to": [{"instance": "alpha"}, {"instance": "beta"}]}
 LIMIT = 10.0  # seconds; guards against a hang, never a measurement
 
 
@@ -99,12 +100,14 @@ class Wire:
 
 @dataclass
 class House:
-    """One gateway; `behaviours` by instance name. `instance` keys are added to each instance's configuration."""
+    """One gateway; `behaviours` by instance name. `instance` keys are added to each instance's configuration; with
+    `warm` every instance has its models in memory from the start.
+    """
 
     behaviours: Mapping[str, Behaviour]
     config: dict[str, Any] = field(default_factory=dict)
     instances: dict[str, dict[str, Any]] = field(default_factory=dict)
-    hurry: bool = True
+    warm: bool = False
 
     async def __aenter__(self) -> Self:
         self._before = asyncio.all_tasks()
@@ -114,6 +117,8 @@ class House:
             name: await self._stack.enter_async_context(Simulator(behaviour))
             for name, behaviour in self.behaviours.items()
         }
+        if self.warm:
+            await self._warm_up()
         self.engine = await self._stack.enter_async_context(Engine(self.loaded()))
         self.app = App(self.engine)
         self.server = Server(self.app, self.engine.config.server)
@@ -143,6 +148,16 @@ class House:
             self._check_lines()
             assert asyncio.all_tasks() == self._before, "asyncio tasks are left over"
 
+    async def _warm_up(self) -> None:
+        async with httpx.AsyncClient(timeout=LIMIT, trust_env=False) as client:
+            for simulator in self.simulators.values():
+                for model in simulator.behaviour.models:
+                    path, body = "/api/generate", {"model": model.name}
+                    if "embedding" in model.capabilities:
+                        path, body = "/api/embed", {"model": model.name, "input": "x"}
+                    (await client.post(f"{simulator.url}{path}", json=body)).raise_for_status()
+                simulator.forget()
+
     def loaded(self, **changed: Any) -> Loaded:
         """The configuration, with top-level keys of it replaced."""
         instances = [
@@ -165,6 +180,10 @@ class House:
 
     def simulator(self, name: str) -> Simulator:
         return self.simulators[name]
+
+    def seen(self, name: str) -> Seen:
+        """The last call that an instance got."""
+        return next(one for one in reversed(self.simulator(name).requests) if one.method == "POST")
 
     async def post(self, path: str, body: Any, **headers: str) -> Reply:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()

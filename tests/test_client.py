@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import structlog
 import yaml
@@ -54,6 +55,13 @@ async def running(*behaviours: Behaviour) -> AsyncIterator[list[Simulator]]:
 def posts(simulator: Simulator) -> list[dict[str, object]]:
     """The bodies of the generations it was asked for."""
     return [json.loads(seen.body) for seen in simulator.requests if seen.path == "/v1/chat/completions"]
+
+
+async def load(simulator: Simulator) -> None:
+    """Have its models in memory."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        for model in simulator.behaviour.models:
+            (await client.post(f"{simulator.url}/api/generate", json={"model": model.name})).raise_for_status()
 
 
 async def until_left(simulator: Simulator) -> None:
@@ -148,6 +156,8 @@ async def test_an_instance_that_stands_in_for_a_capability_nobody_has_says_so() 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_other_instance_answers_when_one_fails_before_it_has_spoken(stream: bool) -> None:
     async with running(Behaviour(), Behaviour()) as [alpha, beta]:
+        for simulator in (alpha, beta):  # so that either may be chosen
+            await load(simulator)
         alpha.faults.arm("status", path="/v1", times=None, status=500, text="boom")
         async with get_ollama_client(alpha.url, beta.url) as client:
             number = 0

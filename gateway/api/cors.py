@@ -18,7 +18,8 @@ MAX_AGE = 3600  # seconds a browser may remember a preflight
 METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 EXPOSED = (
     b"x-request-id, request-id, retry-after, retry-after-ms, x-should-retry, server-timing, cache-status, "
-    b"x-gateway-instance, x-gateway-model, x-gateway-route, x-gateway-task, x-gateway-attempts, x-gateway-substituted"
+    b"x-gateway-instance, x-gateway-model, x-gateway-route, x-gateway-task, x-gateway-attempts, "
+    b"x-gateway-line, x-gateway-substituted"
 )
 
 _HEADER_NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,4096}")

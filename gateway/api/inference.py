@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from urllib.parse import parse_qs
 
 from starlette.types import Receive, Scope, Send
 
+from gateway.api.keys import caller
 from gateway.api.presence import Crowd
 from gateway.api.relay import relay_reply, relay_stream, send_body
-from gateway.call import Call, Operation, Record, Wish
+from gateway.call import Call, Operation, Priority, Record, Wish
 from gateway.dialects import anthropic
 from gateway.dispatch import Dispatch
 from gateway.engine import Engine
@@ -18,6 +20,8 @@ from gateway.routing import HINTS, split_alias
 from gateway.wire import encoding, response_headers
 
 MAX_TASK = 64  # characters of a task's name
+
+_TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")  # seconds
 
 Choose = Callable[[bytes], Operation]
 
@@ -116,10 +120,38 @@ def _call(
         model=model,
         headers={name: headers[name] for name in route_headers if name in headers},
         conversation=next((headers[name] for name in HINTS if name in headers), ""),
+        caller=caller(scope),
+        priority=_priority(headers),
+        deadline=_deadline(headers, wish, record.arrived),
         agent=headers.get("user-agent", ""),
         no_store="no-store" in headers.get("cache-control", ""),
         reasoning_content=reasoning_content,
     )
+
+
+def _priority(headers: Mapping[str, str]) -> Priority | None:
+    """The class asked for with X-Priority, None where none is. Raises InvalidCall."""
+    asked = headers.get("x-priority", "").strip().upper()
+    if asked and asked not in Priority.__members__:
+        raise InvalidCall(f"X-Priority must be one of {', '.join(Priority.__members__).lower()}", param="X-Priority")
+    return Priority[asked] if asked else None
+
+
+def _deadline(headers: Mapping[str, str], wish: Wish, arrived: float) -> float | None:
+    """The loop time until which the client waits, None where it does not say. Raises InvalidCall.
+
+    OpenAI's SDKs tell how long they wait for the next byte (clients.md §3), which counts for a whole answer only: a
+    stream is kept alive.
+    """
+    told = headers.get("x-request-timeout")
+    if told is not None:
+        match = _TIMEOUT.fullmatch(told.strip())
+        if match is None:
+            raise InvalidCall('X-Request-Timeout must be seconds, as in "30" or "2.5"', param="X-Request-Timeout")
+        return arrived + float(match[0])
+    own = headers.get("x-stainless-read-timeout") or headers.get("x-stainless-timeout") or ""
+    match = _TIMEOUT.fullmatch(own)
+    return arrived + float(match[0]) if match and not wish.stream else None
 
 
 def _task(scope: Scope, headers: Mapping[str, str], alias: str, body: str) -> tuple[str, str]:

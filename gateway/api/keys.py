@@ -11,7 +11,11 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from ipaddress import ip_address
 from itertools import islice
+
+from starlette.types import Scope
 
 from gateway.config import AuthConfig
 from gateway.errors import Unauthenticated
@@ -19,6 +23,7 @@ from gateway.errors import Unauthenticated
 MAX_KEY = 512  # bytes; more is refused before it is hashed
 MAX_BASIC = 2 * MAX_KEY * 4 // 3 + 8  # bytes of Base64 for two such keys and the colon
 MAX_TRIED = 8  # keys of one request
+PLACES = 1024  # for callers without a key
 
 _OPEN = frozenset({"/", "/livez", "/readyz"})
 _LISTS = frozenset({"/v1/models", "/api/tags", "/api/version", "/api/ps", "/api/chat/models"})
@@ -67,6 +72,28 @@ class Keys:
             if hmac.compare_digest(known, digest) and not found:
                 found = name
         return found
+
+
+def caller(scope: Scope) -> str:
+    """Whose share of the line a request takes: the key's owner, else one of a fixed number of places by address.
+
+    Neither can be made up by a client, and there are only so many: nothing they send makes the line remember more. An
+    IPv6 host has a network of its own, so its first 64 bits count. Behind a proxy all share its address: use keys.
+    """
+    owner: str | None = scope.get("gateway.caller")
+    client = scope.get("client")
+    return owner or f"@{_place(client[0] if client else '')}"
+
+
+@lru_cache(maxsize=4096)
+def _place(address: str) -> int:
+    try:
+        found = ip_address(address)
+    except ValueError:  # a Unix socket, or a name that a test gave
+        network = address.encode("utf-8", "replace")
+    else:
+        network = found.packed[:8] if found.version == 6 and found.ipv4_mapped is None else found.packed[-4:]
+    return int.from_bytes(hashlib.blake2b(network, digest_size=4).digest()) % PLACES
 
 
 def brought(headers: RawHeaders, in_path: str = "") -> Iterator[bytes]:

@@ -16,14 +16,16 @@ from gateway.api.presence import Crowd
 from gateway.call import Call, Plan, Wish
 from gateway.dialects import openai, reading
 from gateway.engine import Engine
+from gateway.instances import Resident
 from gateway.metrics import CONTENT_TYPE, InstanceReading
 from gateway.routing import split_alias
 
 MAX_CONFLICTS = 100  # names shown by /gateway/status
+MAX_LISTED = 100  # of a kind shown by /gateway/line
 
 
 class Ops:
-    """GET /, /livez, /readyz, /metrics, /gateway/status and /gateway/explain."""
+    """GET /, /livez, /readyz, /metrics, /gateway/status, /gateway/line and /gateway/explain."""
 
     def __init__(self, engine: Engine, crowd: Crowd) -> None:
         self._engine = engine
@@ -84,12 +86,56 @@ class Ops:
             "problem": health.problem if health and not health.ok else None,
         }
 
+    async def line(self, request: Request) -> Response:
+        """Who waits for what, since when, for how long yet, and why, as JSON."""
+        return Response(msgspec.json.encode(self._line()), media_type="application/json")
+
+    def _line(self) -> dict[str, Any]:
+        pool = self._engine.pool
+        demands = sorted(pool.demands(), key=lambda one: -one.waiting)[:MAX_LISTED]
+        return {
+            "depth": pool.depth,
+            "bytes": pool.held_bytes,
+            "oldest": round(pool.oldest, 3),
+            "models": [
+                {
+                    "model": one.model,
+                    "waiting": one.waiting,
+                    "oldest": round(one.oldest, 3),
+                    "expected_wait": round(one.seconds, 1),
+                    "loaded_on": one.loaded_on[:MAX_LISTED],
+                    "promised_by": one.promised_by or None,
+                    "reason": one.why,
+                }
+                for one in demands
+            ],
+            "callers": [
+                {"caller": one.name, "running": one.running, "waiting": one.waiting, "weight": one.weight}
+                for one in pool.busiest_callers(MAX_LISTED)
+            ],
+            "instances": [
+                {
+                    "name": one.name,
+                    "in_use": one.in_use,
+                    "limit": one.limit,
+                    "holds": {name: _resident(held) for name, held in islice(one.memory.residents.items(), MAX_LISTED)},
+                    "gives_up": sorted(one.gives_up),
+                    "loads_next": one.owes or None,
+                }
+                for one in pool.instances.values()
+            ],
+        }
+
     async def explain(self, request: Request) -> Response:
         """Where a call with this `model`, `task` and `needs` would go, and why. Raises what routing raises."""
         query = request.query_params
         model = reading.possible_model(query.get("model", ""))
         call = hypothetical(model, query.get("task", ""), query.get("needs", ""))
         return Response(msgspec.json.encode(explained(self._engine.dispatch.plan(call))), media_type="application/json")
+
+
+def _resident(resident: Resident) -> dict[str, Any]:
+    return {"running": resident.running, "loading": resident.loading, "bytes": resident.size}
 
 
 def hypothetical(model: str, task: str, needs: str) -> Call:

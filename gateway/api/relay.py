@@ -7,6 +7,7 @@ so what goes wrong later is said in-band, and never with an end marker.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -45,6 +46,9 @@ def told(record: Record) -> Headers:
         b"x-gateway-substituted": record.substitution,
         b"cache-status": f"gateway; {_CACHE[record.cache]}" if record.cache in _CACHE else "",
     }
+    if record.position:
+        waited = f"position={record.position}; waited={record.waited:.3f}"
+        facts[b"x-gateway-line"] = f"{waited}; {record.line_reason}" if record.line_reason else waited
     headers = [(name, ascii_value(value)) for name, value in facts.items() if value]
     if record.attempts:
         headers.append((b"x-gateway-attempts", str(record.attempts).encode()))
@@ -110,11 +114,13 @@ class KeepAlive:
     """Keeps a silent stream open: commits after `hold`, then sends what means nothing every `keep_alive` seconds.
 
     One timer, re-armed when it fires; a frame costs it nothing. Its bytes go between two frames, never inside one.
+    Where they are a comment they say what `waiting` says of the call's place in line.
     """
 
-    def __init__(self, stream: Stream, config: StreamConfig) -> None:
+    def __init__(self, stream: Stream, config: StreamConfig, waiting: Callable[[], str]) -> None:
         self._stream = stream
         self._config = config
+        self._waiting = waiting
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._sending: asyncio.Task[None] | None = None
@@ -143,7 +149,10 @@ class KeepAlive:
         self._timer = self._loop.call_later(wait, self._due)
 
     async def _speak(self, now: float) -> None:
-        await self._stream.write(self._stream.reader.keep_alive, now)
+        said = self._stream.reader.keep_alive
+        if said.startswith(b":") and (words := self._waiting()):
+            said = said.replace(b"\n", b"; in line: " + ascii_value(words) + b"\n", 1)
+        await self._stream.write(said, now)
 
 
 async def relay_stream(
@@ -153,10 +162,11 @@ async def relay_stream(
     now = asyncio.get_running_loop().time
     stream = Stream(send, call, record, now())
     try:
+        opening = dispatch.exchange(call, record)
         async with (
             Presence(receive, crowd) as presence,
-            KeepAlive(stream, config),
-            dispatch.exchange(call, record) as exchange,
+            KeepAlive(stream, config, opening.waiting),
+            opening as exchange,
         ):
             stream.reader = exchange.reader
             while frames := await exchange.frames():

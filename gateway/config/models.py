@@ -93,6 +93,8 @@ class InstanceConfig(Frozen):
     """What it is good at: the words tasks are matched with."""
     max_concurrent: int = Field(1, ge=1, le=4096)
     """Calls at once; match the instance's OLLAMA_NUM_PARALLEL."""
+    max_per_model: int | None = Field(None, ge=1, le=4096)
+    """Of these for any one of its models, where it has several in memory. Without it: all, or 1 as Ollama does it."""
     drain: bool = False
     """Finish what runs, take nothing new."""
 
@@ -147,6 +149,8 @@ class RouteConfig(Frozen):
     """A fallback chain: a later target is asked when no instance of the earlier is healthy, or all of them failed."""
     timeouts: RouteTimeouts = RouteTimeouts()
     """Limits for its calls in place of the general ones."""
+    priority: Literal["interactive", "normal", "batch"] | None = None
+    """The class of its calls in line. Without it: what kind of call it is decides."""
     cache: Literal["auto", "always", "never"] = "auto"
     """auto: deterministic calls only. always: every finished answer. never: none."""
 
@@ -182,12 +186,29 @@ class StreamConfig(Frozen):
 
 
 class LineConfig(Frozen):
-    """Bounds of the line where calls wait for an instance."""
+    """The line where calls wait for an instance: its bounds, whose turn it is, and when a model is loaded."""
 
     max_calls: int | None = Field(None, ge=0, le=1_000_000)
     """Calls that may wait. Without it: 8 for every call the instances can take at once, at least 32."""
     max_bytes: Bytes = 256 * 2**20
     """Bodies held by waiting calls, together."""
+    max_calls_per_caller: int | None = Field(None, ge=0, le=1_000_000)
+    """Calls of one caller that may wait. Without it: three quarters of the line, so that others find a place."""
+    max_running_per_caller: int | None = Field(None, ge=1, le=1_000_000)
+    """Calls of one caller that may run at once. Without it: as many as there is room for."""
+    priority_header: Literal["never", "lower", "any"] = "lower"
+    """What a client's X-Priority may do: nothing, put its call into a lower class, or into any."""
+    ageing: Seconds = Field(15.0, gt=0)
+    """A class of calls that has waited this long without a turn counts as one better, for its next call."""
+    hold: Seconds = 60.0
+    """How long calls wait for an instance that went away, where no other could serve them."""
+    switch_after: Seconds = 45.0
+    """When a call has waited this long for a model that is loaded nowhere, an instance gives another up for it. An
+    interactive one waits `ageing` less, a batch one as much more."""
+    keep_loaded: Seconds = 30.0
+    """An instance keeps what it loaded at least this long, or three times the load, if calls wait for it."""
+    copy_at: float = Field(2.0, ge=0, le=1000)
+    """A model is loaded once more where the work waiting for each copy exceeds this many times the load."""
     drain_grace: Seconds = 30.0
     """At most this long an instance counts as busy with a call whose client left before the first token."""
 
@@ -270,6 +291,8 @@ class KeyConfig(Frozen):
     """What logs call its owner."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """The key's SHA-256 in lower-case hex: `printf %s "$KEY" | sha256sum`."""
+    weight: float = Field(1.0, ge=0.01, le=100)
+    """Its owner's share of the line, against that of others."""
 
 
 class AuthConfig(Frozen):

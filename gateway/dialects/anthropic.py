@@ -15,7 +15,18 @@ from gateway.call import Call, Frame, Reply, Usage, Wish
 from gateway.dialects import repairs
 from gateway.dialects.chunks import whole
 from gateway.dialects.failures import heard, in_stream
-from gateway.dialects.reading import NULL, Form, Positive, TaskName, Thing, complaint, first_byte, required_model
+from gateway.dialects.reading import (
+    NULL,
+    Form,
+    Positive,
+    TaskName,
+    Thing,
+    complaint,
+    conversation_begun,
+    first_byte,
+    opening,
+    required_model,
+)
 from gateway.errors import GatewayError, InvalidCall
 from gateway.wire import json, sse
 
@@ -148,7 +159,7 @@ class Messages:
     _form = Form(MessagesBody)
 
     def read(self, body: bytes) -> Wish:
-        asked = self._form.read(body)
+        asked, fields = self._form.read_both(body)
         needs = set()
         if asked.tools:
             needs.add("tools")
@@ -160,6 +171,9 @@ class Messages:
             stream=bool(asked.stream),
             needs=frozenset(needs),
             deterministic=asked.temperature == 0,
+            conversation=conversation_begun(
+                fields, ("system", "tools"), [("said", turn.content) for turn in opening(asked.messages)]
+            ),
         )
 
     def write(self, call: Call, model: str) -> bytes:

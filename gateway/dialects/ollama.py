@@ -12,10 +12,22 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from gateway.call import Call, Frame, Reply, Usage, Wish
+from gateway.call import Call, Frame, Priority, Reply, Usage, Wish
 from gateway.dialects.chunks import whole
 from gateway.dialects.failures import heard, in_stream
-from gateway.dialects.reading import NULL, Form, TaskName, Thing, required_model, texts
+from gateway.dialects.reading import (
+    NULL,
+    PROMPT_LENGTH,
+    Form,
+    TaskName,
+    Thing,
+    class_by_inputs,
+    class_by_suffix,
+    conversation_begun,
+    opening,
+    required_model,
+    texts,
+)
 from gateway.errors import GatewayError
 from gateway.wire import json, ndjson
 
@@ -35,6 +47,7 @@ class Common(Struct, kw_only=True, gc=False):
 
 class Message(Struct, gc=False):
     role: str | None = None
+    content: Raw = NULL
     images: list[Raw] | None = None
 
 
@@ -46,6 +59,7 @@ class ChatBody(Common, kw_only=True, gc=False):
 
 class GenerateBody(Common, kw_only=True, gc=False):
     prompt: str | None = None
+    suffix: str | None = None
     images: list[Raw] | None = None
     stream: bool | None = None
 
@@ -162,14 +176,16 @@ class Chat(_Operation):
     _form = Form(ChatBody)
 
     def read(self, body: bytes) -> Wish:
-        asked = self._form.read(body)
+        asked, fields = self._form.read_both(body)
         messages = asked.messages or []
         needs = set()
         if asked.tools:
             needs.add("tools")
         if any(message.images for message in messages):
             needs.add("vision")
-        return _wish(asked, asked.stream, frozenset(needs), loads=not messages)
+        said = [part for turn in opening(messages) for part in _said(turn)]
+        conversation = conversation_begun(fields, ("tools",), said)
+        return _wish(asked, asked.stream, frozenset(needs), conversation, loads=not messages)
 
 
 class Generate(_Operation):
@@ -180,9 +196,12 @@ class Generate(_Operation):
     _form = Form(GenerateBody)
 
     def read(self, body: bytes) -> Wish:
-        asked = self._form.read(body)
+        asked, fields = self._form.read_both(body)
         needs = frozenset({"vision"}) if asked.images else frozenset()
-        return _wish(asked, asked.stream, needs, loads=not asked.prompt)
+        said = [("prompt", memoryview(fields["prompt"])[:PROMPT_LENGTH])] if asked.prompt else []
+        conversation = conversation_begun(fields, ("system", "images"), said)
+        priority = class_by_suffix(asked.suffix)
+        return _wish(asked, asked.stream, needs, conversation, priority, loads=not asked.prompt)
 
 
 class _Vectors(_Operation):
@@ -206,7 +225,8 @@ class Embed(_Vectors):
 
     def read(self, body: bytes) -> Wish:
         asked = self._form.read(body)
-        return _vector_wish(asked, loads=not texts(asked.input))
+        count = texts(asked.input)
+        return _vector_wish(asked, class_by_inputs(count), loads=not count)
 
 
 class Embeddings(_Vectors):
@@ -217,25 +237,40 @@ class Embeddings(_Vectors):
 
     def read(self, body: bytes) -> Wish:
         asked = self._form.read(body)
-        return _vector_wish(asked, loads=not asked.prompt)
+        return _vector_wish(asked, class_by_inputs(1), loads=not asked.prompt)
 
 
-def _wish(asked: Common, stream: bool | None, needs: frozenset[str], *, loads: bool) -> Wish:
+def _said(turn: Message) -> list[tuple[str, Raw]]:
+    return [("said", turn.content), *(("image", image) for image in turn.images or ())]
+
+
+def _wish(
+    asked: Common,
+    stream: bool | None,
+    needs: frozenset[str],
+    conversation: str,
+    priority: Priority = Priority.NORMAL,
+    *,
+    loads: bool,
+) -> Wish:
     options = asked.options or Options()
     return Wish(
         model=required_model(asked.model),
         task=asked.task_type or "",
         stream=stream is not False and not loads,
         needs=needs,
+        priority=priority,
         deterministic=not loads and (options.temperature == 0 or options.seed is not None),
+        conversation=conversation,
     )
 
 
-def _vector_wish(asked: Common, *, loads: bool) -> Wish:
+def _vector_wish(asked: Common, priority: Priority, *, loads: bool) -> Wish:
     return Wish(
         model=required_model(asked.model),
         task=asked.task_type or "",
         needs=frozenset({"embedding"}),
+        priority=priority,
         deterministic=not loads,
     )
 

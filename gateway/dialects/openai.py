@@ -11,11 +11,27 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from gateway.call import Call, Reply, Wish
+from gateway.call import Call, Priority, Reply, Wish
 from gateway.dialects import repairs
 from gateway.dialects.chunks import UNFINISHED, ChunkReader, counted
 from gateway.dialects.failures import heard
-from gateway.dialects.reading import NULL, Form, Positive, TaskName, Thing, complaint, first_byte, required_model, texts
+from gateway.dialects.reading import (
+    NULL,
+    PROMPT_LENGTH,
+    Form,
+    Positive,
+    TaskName,
+    Thing,
+    class_by_inputs,
+    class_by_suffix,
+    complaint,
+    conversation_begun,
+    conversation_named,
+    first_byte,
+    opening,
+    required_model,
+    texts,
+)
 from gateway.errors import InvalidCall
 from gateway.wire import json, multipart
 
@@ -149,13 +165,15 @@ class Chat(_Operation):
     _form = Form(ChatBody)
 
     def read(self, body: bytes) -> Wish:
-        asked = self._form.read(body)
+        asked, fields = self._form.read_both(body)
         needs = set()
         if asked.tools:
             needs.add("tools")
         if sum(_shows_images(message, place) for place, message in enumerate(asked.messages)):
             needs.add("vision")
-        return _wish(asked, frozenset(needs))
+        said = [("said", turn.content) for turn in opening(asked.messages)]
+        conversation = conversation_named(fields) or conversation_begun(fields, ("tools",), said)
+        return _wish(asked, frozenset(needs), conversation)
 
 
 class Completions(_Operation):
@@ -167,10 +185,12 @@ class Completions(_Operation):
     _form = Form(CompletionsBody)
 
     def read(self, body: bytes) -> Wish:
-        asked = self._form.read(body)
+        asked, fields = self._form.read_both(body)
         if first_byte(asked.prompt) != b'"':
             raise InvalidCall("prompt must be one string: Ollama takes no lists", param="prompt")
-        return _wish(asked, frozenset())
+        said = [("prompt", memoryview(asked.prompt)[:PROMPT_LENGTH])]
+        conversation = conversation_named(fields) or conversation_begun(fields, (), said)
+        return _wish(asked, frozenset(), conversation, class_by_suffix(asked.suffix))
 
 
 class Embeddings(_Operation):
@@ -189,6 +209,7 @@ class Embeddings(_Operation):
             model=required_model(asked.model),
             task=asked.task_type or "",
             needs=frozenset({"embedding"}),
+            priority=class_by_inputs(count),
             deterministic=True,
         )
 
@@ -236,7 +257,7 @@ class Transcriptions(_Operation):
         return Reply(body, counted(finished.usage))
 
 
-def _wish(asked: Generation, needs: frozenset[str]) -> Wish:
+def _wish(asked: Generation, needs: frozenset[str], conversation: str, priority: Priority = Priority.NORMAL) -> Wish:
     if asked.n not in (None, 1):
         raise InvalidCall("n must be 1: Ollama gives one answer", param="n")
     options = asked.stream_options
@@ -245,8 +266,10 @@ def _wish(asked: Generation, needs: frozenset[str]) -> Wish:
         task=asked.task_type or "",
         stream=bool(asked.stream),
         needs=needs,
+        priority=priority,
         deterministic=asked.temperature == 0 or asked.seed is not None,
         wants_usage=bool(options and options.include_usage),
+        conversation=conversation,
     )
 
 

@@ -2,16 +2,22 @@
 
 A `Form` lists the fields one operation looks at. All others pass unread. Booleans are not numbers here, null is the
 same as absent, and no text of the client's is repeated in a complaint.
+
+What tells one conversation from another is found here for all dialects. Its next turn should go where the last one
+went: that instance has read the beginning already (ollama.md §7).
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Generic, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Annotated, Generic, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from gateway.call import Priority
 from gateway.errors import InvalidCall
 from gateway.wire import json
 
@@ -23,6 +29,10 @@ Positive = Annotated[int, Meta(ge=1)]
 NULL = Raw(b"null")
 
 MODEL_LENGTH = 256
+FEW_INPUTS = 8  # somebody may wait for the vectors of so many texts; more are the work of a program
+NAME_LENGTH = 256  # of a conversation, as its client names it
+PART_LENGTH = 64 * 1024  # bytes of one part of a conversation that tell it from others
+PROMPT_LENGTH = 1024  # the same of a bare prompt, which holds all turns at once and grows
 _PROBLEM = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _KINDS = {
@@ -49,6 +59,10 @@ class Form(Generic[Shape]):
 
     def read(self, body: bytes) -> Shape:
         """The fields we look at. Raises InvalidCall."""
+        return self.read_both(body)[0]
+
+    def read_both(self, body: bytes) -> tuple[Shape, dict[str, Raw]]:
+        """The fields we look at, and beside them every field as the bytes that came. Raises InvalidCall."""
         try:
             fields = json.parse(body)
         except json.JsonProblem as problem:
@@ -56,7 +70,7 @@ class Form(Generic[Shape]):
         for name in fields:
             self._check_spelling(name)
         try:
-            return self._decoder.decode(body)
+            return self._decoder.decode(body), fields
         except json.UNREADABLE as problem:
             raise complaint(str(problem)) from None
 
@@ -120,4 +134,94 @@ def texts(raw: Raw) -> int:
     return 1 if isinstance(found, str) else len(found)
 
 
+def class_by_inputs(count: int) -> Priority:
+    """The class in line of a call for this many vectors: a search is one text, the indexing of documents is many."""
+    return Priority.BATCH if count > FEW_INPUTS else Priority.NORMAL
+
+
+def class_by_suffix(suffix: str | None) -> Priority:
+    """The class in line of a completion: an editor that has text behind the cursor, too, wants it while one types."""
+    return Priority.INTERACTIVE if suffix else Priority.NORMAL
+
+
+class Turn(Protocol):
+    """A message in a conversation."""
+
+    @property
+    def role(self) -> str | None:
+        """Who says it."""
+
+
+SomeTurn = TypeVar("SomeTurn", bound=Turn)
+Part = tuple[str, Raw | memoryview]  # one thing said, by what it is: a text, an image
+
+
+def opening(turns: Iterable[SomeTurn]) -> list[SomeTurn]:
+    """What every turn has before it: the leading system prompts and the first message of a user; else nothing."""
+    found: list[SomeTurn] = []
+    leading = True
+    for turn in turns:
+        role = (turn.role or "").lower()  # as Ollama reads it
+        if role == "user":
+            return [*found, turn]
+        leading = leading and role in _SYSTEM
+        if leading:
+            found.append(turn)
+    return []
+
+
+def conversation_named(fields: Mapping[str, Raw]) -> str:
+    """What the body itself calls its conversation, `prompt_cache_key`, cut to 256 characters; "" where it does not.
+
+    `user` and `safety_identifier` are not looked at. They name a person, who has many conversations; and two persons
+    whose conversations begin with the same bytes are best served by the same instance.
+    """
+    return text(fields.get("prompt_cache_key", NULL))[:NAME_LENGTH]
+
+
+def conversation_begun(fields: Mapping[str, Raw], names: Sequence[str], said: Sequence[Part]) -> str:
+    """A digest of what a conversation begins with: the fields of these names, then what was said; "" if nothing was.
+
+    Of a part beyond 64 KiB only its first 64 KiB and its length count. In a smaller one no marks of `cache_control` do:
+    clients that set them move them on from turn to turn.
+    """
+    if not said:
+        return ""
+    digest = blake2b(digest_size=12)
+    for name in names:
+        _add(digest, name, fields.get(name, NULL))
+    for name, part in said:
+        _add(digest, name, part)
+    return digest.hexdigest()
+
+
+def _add(digest: blake2b, name: str, part: Raw | memoryview) -> None:
+    """Add a part as the bytes that came, under its name and with its length, so that no two run together."""
+    whole = memoryview(part)
+    if len(whole) > PART_LENGTH:
+        digest.update(b"%b %d\n" % (name.encode(), len(whole)))
+        digest.update(whole[:PART_LENGTH])
+        return
+    told = bytes(whole)
+    if _MARK in told:
+        told = _without_marks(told)
+    digest.update(b"%b %d\n" % (name.encode(), len(told)))
+    digest.update(told)
+
+
+def _without_marks(part: bytes) -> bytes:
+    """Without the marks at the end of blocks. A quote inside a string is escaped, so these are fields."""
+    *pieces, last = _MARKS.split(part)
+    return b"".join(piece.rstrip(b", \t\r\n") for piece in pieces) + last
+
+
+def text(raw: Raw) -> str:
+    """The text that a value of a body is; "" for a value of any other kind."""
+    return _TEXT.decode(raw) if first_byte(raw) == b'"' else ""
+
+
+_SYSTEM = ("system", "developer")
+_MARK = b'"cache_control"'
+_MARKS = re.compile(_MARK + rb"[ \t\r\n]*+:[ \t\r\n]*+\{[^{}]*+\}")
+_TEXT = msgspec.json.Decoder(str)
 _TEXTS: msgspec.json.Decoder[str | list[str]] = msgspec.json.Decoder(str | list[str])

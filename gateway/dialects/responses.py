@@ -17,7 +17,20 @@ from gateway.call import Call, Frame, Reply, Usage, Wish
 from gateway.dialects import repairs
 from gateway.dialects.chunks import whole
 from gateway.dialects.failures import RETRY_AFTER, heard, render
-from gateway.dialects.reading import NULL, Form, Positive, TaskName, Thing, complaint, first_byte, required_model
+from gateway.dialects.reading import (
+    NULL,
+    Form,
+    Positive,
+    TaskName,
+    Thing,
+    complaint,
+    conversation_begun,
+    conversation_named,
+    first_byte,
+    opening,
+    required_model,
+    text,
+)
 from gateway.errors import GatewayError, InvalidCall
 from gateway.wire import json, sse
 
@@ -44,6 +57,11 @@ class ResponsesBody(Struct, kw_only=True, gc=False):
 class _Item(Struct, gc=False):
     content: Raw = NULL
     output: Raw = NULL
+    speaker: Raw = msgspec.field(default=NULL, name="role")
+
+    @property
+    def role(self) -> str:
+        return text(self.speaker)
 
 
 class _Part(Struct, gc=False):
@@ -185,14 +203,15 @@ class Responses:
     _form = Form(ResponsesBody)
 
     def read(self, body: bytes) -> Wish:
-        asked = self._form.read(body)
+        asked, fields = self._form.read_both(body)
         for name in ("previous_response_id", "conversation"):
             if getattr(asked, name) not in _NOTHING:
                 raise InvalidCall(f"{name} is not supported: no answers are stored; send the whole input", param=name)
         needs = set()
         if asked.tools:
             needs.add("tools")
-        if _shows_images(asked.input):
+        items = _items(asked.input)
+        if sum(_images(item, f"input[{place}]") for place, item in enumerate(items)):
             needs.add("vision")
         return Wish(
             model=required_model(asked.model),
@@ -200,6 +219,7 @@ class Responses:
             stream=bool(asked.stream),
             needs=frozenset(needs),
             deterministic=asked.temperature == 0,
+            conversation=conversation_named(fields) or _begun(fields, items),
         )
 
     def write(self, call: Call, model: str) -> bytes:
@@ -227,18 +247,24 @@ class Responses:
         return Reply(body, usage)
 
 
-def _shows_images(given: Raw) -> bool:
-    """Whether the input has images. Raises InvalidCall for input of no known kind."""
+def _begun(fields: repairs.Fields, items: list[_Item]) -> str:
+    """What the conversation begins with; input that is text is what a user says."""
+    given = fields.get("input", NULL)
+    said = [("said", given)] if first_byte(given) == b'"' else [("said", item.content) for item in opening(items)]
+    return conversation_begun(fields, ("instructions", "tools"), said)
+
+
+def _items(given: Raw) -> list[_Item]:
+    """The items of the input; none where it is text or null. Raises InvalidCall for input of no known kind."""
     kind = first_byte(given)
     if kind in (b'"', b"n"):
-        return False
+        return []
     if kind != b"[":
         raise InvalidCall("input: expected a string or a list of items", param="input")
     try:
-        items = _ITEMS.decode(given)
+        return _ITEMS.decode(given)
     except json.UNREADABLE as problem:
         raise complaint(str(problem), "input") from None
-    return sum(_images(item, f"input[{place}]") for place, item in enumerate(items)) > 0
 
 
 def _images(item: _Item, path: str) -> int:

@@ -7,7 +7,28 @@ from __future__ import annotations
 
 from gateway.instances.health import watch
 from gateway.instances.instance import Instance, Lease, LeaseState, Timer
-from gateway.instances.line import FirstCome, Order, Waiter
-from gateway.instances.pool import Observer, Pool
+from gateway.instances.line import DemandView, Order, Outlook, Ticket, Waiter
+from gateway.instances.memory import Contents, Resident
+from gateway.instances.placement import Placement
+from gateway.instances.pool import MakeOrder, Observer, Pool
+from gateway.instances.roster import Roster
 
-__all__ = ["FirstCome", "Instance", "Lease", "LeaseState", "Observer", "Order", "Pool", "Timer", "Waiter", "watch"]
+__all__ = [
+    "Contents",
+    "DemandView",
+    "Instance",
+    "Lease",
+    "LeaseState",
+    "MakeOrder",
+    "Observer",
+    "Order",
+    "Outlook",
+    "Placement",
+    "Pool",
+    "Resident",
+    "Roster",
+    "Ticket",
+    "Timer",
+    "Waiter",
+    "watch",
+]

@@ -14,13 +14,14 @@ from enum import StrEnum
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
-from gateway.call import Candidate
+from gateway.call import Candidate, model_key
 from gateway.config import Config, InstanceConfig
 from gateway.errors import BadAnswer, ConnectFailed, ConnectionLost, Refused, StreamBroken, UpstreamError
 from gateway.instances.breaker import Breaker, BreakerState
 from gateway.instances.health import Health
+from gateway.instances.memory import Memory
+from gateway.routing import seed
 
-_USUAL_FIRST_TOKEN = 2.0  # seconds, until one was seen
 _WORK_IS_OVER = (ConnectFailed, ConnectionLost, BadAnswer, Refused, StreamBroken)
 
 
@@ -35,19 +36,9 @@ class Clock(NamedTuple):
     later: Callable[[float, Callable[[], None]], Timer]
 
 
-class Average:
-    """A moving average: each new value weighs a fifth. None until the first."""
-
-    def __init__(self) -> None:
-        self.value: float | None = None
-
-    def see(self, value: float) -> None:
-        self.value = value if self.value is None else self.value + 0.2 * (value - self.value)
-
-
 class Instance:
-    """What is known of one instance. `service` and `first_token` are moving averages in seconds: from the grant to the
-    release of answered calls, and from sending to the first token. `drains` are the leases that are draining.
+    """What is known of one instance. `drains` are the leases that are draining; `place` is its bit in the roster, -1
+    where it has none; `owes` is the model it is to load next, for which it takes no more calls for those in `gives_up`.
     """
 
     def __init__(self, config: InstanceConfig, pool: Config, random: Callable[[], float]) -> None:
@@ -57,8 +48,12 @@ class Instance:
         self.removed = False
         self.health = Health(pool.health.fall, pool.health.rise)
         self.breaker = Breaker(pool.breaker, random)
-        self.service = Average()
-        self.first_token = Average()
+        self.memory = Memory()
+        self.place = -1
+        self.owes = ""
+        self.gives_up: frozenset[str] = frozenset()
+        self.seed = seed(config.name)
+        self.away_since: float | None = None  # loop time; None while nothing is wrong with it
         self._probe_problem = ""
         self.configure(config, pool)
 
@@ -66,6 +61,7 @@ class Instance:
         """New limits apply at once, to what is known already."""
         self.config = config
         self.drain_grace = pool.line.drain_grace
+        self.hold = pool.line.hold
         self.breaker.config = pool.breaker
         self.health.fall, self.health.rise = pool.health.fall, pool.health.rise
 
@@ -78,9 +74,28 @@ class Instance:
         return len(self.drains)
 
     @property
+    def in_use(self) -> int:
+        """Calls it works on, or may still work on."""
+        return self.held + len(self.drains)
+
+    @property
     def load(self) -> float:
         """How full it is: 0.0 idle, 1.0 full, more where the limit was lowered."""
-        return (self.held + self.draining) / self.limit
+        return self.in_use / self.config.max_concurrent
+
+    def slots(self, model: str) -> int:
+        """Calls for one model at once: what Ollama gives each model, or 1 for those it serves one at a time (§6.6)."""
+        if self.config.max_per_model is not None:
+            return min(self.config.max_per_model, self.limit)
+        return 1 if model in self.memory.one_at_a_time else self.limit
+
+    def takes(self, model: str) -> bool:
+        """Whether a model it holds has a slot free, and is not to be given up."""
+        return self.memory.running(model) < self.slots(model) and model not in self.gives_up
+
+    def owe(self, model: str, gives_up: frozenset[str]) -> None:
+        """It is to load `model`, and takes no more calls for `gives_up` until then. ("", none) ends that."""
+        self.owes, self.gives_up = model, gives_up
 
     @property
     def healthy(self) -> bool:
@@ -100,7 +115,18 @@ class Instance:
 
     def available(self, now: float) -> bool:
         """Can it take one more call now?"""
-        return self.held + len(self.drains) < self.config.max_concurrent and self.fit(now)
+        return self.in_use < self.config.max_concurrent and self.fit(now)
+
+    @property
+    def away(self) -> bool:
+        """Whether something is wrong with it; half-open it is not back yet."""
+        return not self.healthy or self.breaker.until is not None
+
+    def awaited(self, now: float) -> bool:
+        """Whether it may well be back soon: it has not been away for so long that it is given up."""
+        if self.removed or self.config.drain:
+            return False
+        return self.away_since is None or now < self.away_since + self.hold
 
     def state(self, now: float) -> str:
         """One word of a closed set: drained, down, open, half_open, unknown, healthy; the first that holds."""
@@ -129,26 +155,31 @@ class LeaseState(StrEnum):
 class Lease:
     """The right to one call on one instance, given back by leaving its block. Everything here is synchronous.
 
-    Say `sent`, then `answered` or `failed`, as the call goes on. `waited` is the time in line, in seconds.
+    Say `sent`, then `answered` or `failed`, as the call goes on. `waited` is the time in line, in seconds; `cold` tells
+    that the model has to be loaded first. `changed` is called after each change that could let another call go.
     """
 
     def __init__(
-        self, instance: Instance, candidate: Candidate, *, waited: float, clock: Clock, changed: Callable[[], None]
+        self, instance: Instance, candidate: Candidate, *, waited: float, clock: Clock, changed: Callable[[Lease], None]
     ) -> None:
         self.instance = instance
         self.candidate = candidate
         self.waited = waited
         self.state = LeaseState.HELD
+        self.model = model_key(candidate.model)
+        self.granted_at = clock.now()
+        self.drained_at = 0.0
         self._clock = clock
         self._changed = changed
-        self._granted_at = clock.now()
         self._sent_at: float | None = None
-        self.drained_at = 0.0
         self._timer: Timer | None = None
         self._answered = False
         self._error: UpstreamError | None = None
         instance.held += 1
-        instance.breaker.begin(self, self._granted_at)
+        instance.breaker.begin(self, self.granted_at)
+        self.position = 0  # its place in line when it came; 0 where it did not wait
+        self.why = ""  # it waited, in words
+        self.cold = instance.memory.begin(self.model, self.granted_at)
 
     def __enter__(self) -> Self:
         return self
@@ -164,15 +195,21 @@ class Lease:
             self._sent_at = self._clock.now()
 
     def answered(self) -> None:
-        """The first token, or a whole answer, or a refusal that is not the instance's failure, arrived."""
+        """The first token arrived."""
+        if self._sent_at is not None and not self._answered and not self._error:
+            self.instance.memory.spoke(self.model, self._clock.now() - self._sent_at, cold=self.cold)
+        self.finished()
+
+    def finished(self) -> None:
+        """A whole answer arrived, which tells nothing of its first token."""
         if self.state is not LeaseState.HELD or self._answered or self._error:
             return
         self._answered = True
         self.instance.breaker.heard(self)
+        self.instance.memory.answered(self.model)
         if self._sent_at is not None:
-            self.instance.first_token.see(self._clock.now() - self._sent_at)
             self._end_older_drains(self._sent_at)
-        self._changed()
+        self._changed(self)
 
     def failed(self, error: UpstreamError) -> None:
         """The attempt failed. It counts against the breaker where `error.counts`; once for each lease."""
@@ -182,7 +219,7 @@ class Lease:
         if error.counts:
             connect = isinstance(error, ConnectFailed)
             self.instance.breaker.failed(self, self._clock.now(), error.reason, connect=connect)
-        self._changed()
+        self._changed(self)
 
     def release(self) -> None:
         """Give it back, or let it drain. Idempotent."""
@@ -190,25 +227,24 @@ class Lease:
             return
         now = self._clock.now()
         self.instance.held -= 1
-        if self._answered:
-            self.instance.service.see(now - self._granted_at)
-            if self._error is None:
-                self.instance.breaker.succeeded()
+        if self._answered and self._error is None:
+            self.instance.breaker.succeeded()
+            self.instance.memory.served(self.model, now - self.granted_at, cold=self.cold)
         self.instance.breaker.left(self)
         self._drain(now, self._still_worked_on(now))
-        self._changed()
+        self._changed(self)
 
     def _still_worked_on(self, now: float) -> float:
         """Seconds the instance is expected to go on with this call although nobody wants it any more."""
         if self._sent_at is None or self._answered or isinstance(self._error, _WORK_IS_OVER):
             return 0.0
-        usual = self.instance.first_token.value
-        first_token = self._sent_at + (_USUAL_FIRST_TOKEN if usual is None else usual)
+        first_token = self._sent_at + self.instance.memory.first_token(self.model)
         return min(first_token - now, self.instance.drain_grace)
 
     def _drain(self, now: float, seconds: float) -> None:
         if seconds <= 0:
             self.state = LeaseState.FREE
+            self.instance.memory.end(self.model, now)
             return
         self.state = LeaseState.DRAINING
         self.drained_at = now
@@ -217,7 +253,7 @@ class Lease:
 
     def _end_of_grace(self) -> None:
         self.end_drain()
-        self._changed()
+        self._changed(self)
 
     def end_drain(self) -> None:
         """The instance no longer works on it."""
@@ -226,6 +262,7 @@ class Lease:
         self._timer = None
         self.state = LeaseState.FREE
         self.instance.drains.discard(self)
+        self.instance.memory.end(self.model, self._clock.now())
 
     def _end_older_drains(self, sent_at: float) -> None:
         """An answer to a call sent after a drain began shows that the instance is done with the drained one."""

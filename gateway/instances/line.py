@@ -1,4 +1,4 @@
-"""The line: the calls that wait for an instance, and the rule by which one of them goes next.
+"""The line: the calls that wait for an instance, its bounds, and what a rule for it has to say.
 
 One line for the whole pool, so that a call waits for whichever of its candidates frees first. It is bounded in calls
 and in bytes here, in time by each caller's patience. A grant is handed over: it belongs to the waiter from that moment,
@@ -8,23 +8,66 @@ whether or not its asyncio task has run since. Whoever leaves with a grant in ha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-from gateway.call import Candidate
+from gateway.call import Candidate, Priority
+from gateway.config import LineConfig
 from gateway.errors import CapacityError
 from gateway.instances.instance import Instance, Lease
+from gateway.instances.shares import Caller, Want
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ticket:
+    """What a call brings to the line. `since` is its arrival where it was in line before: it keeps its place.
+
+    `size` is the bytes of its body, `caller` and `weight` say whose share it takes and how large it is; `conversation`
+    tells it from others, "" where nothing does. `deadline` is the loop time by which its client wants its answer.
+    """
+
+    candidates: tuple[Candidate, ...]
+    size: int = 0
+    caller: str = ""
+    weight: float = 1.0
+    priority: Priority = Priority.NORMAL
+    conversation: str = ""
+    since: float | None = None
+    deadline: float | None = None
+
+
+class Outlook(NamedTuple):
+    """What a call in line may expect: `position` counts from 1, `seconds` is how long it may still take, `why` it waits
+    in words. `sure` tells that the time rests on what was seen, not on what is usual elsewhere.
+    """
+
+    position: int
+    seconds: float
+    why: str
+    sure: bool = False
+
+    def __str__(self) -> str:
+        return f"position {self.position}, about {self.seconds:.0f} s: {self.why}"
 
 
 class Waiter:
-    """One call in line. `since` is when it came, in loop time; `size` the bytes of its body."""
+    """One call in line. `since` is when it came, in loop time."""
 
-    __slots__ = ("_wake", "candidates", "outcome", "since", "size")
+    __slots__ = (
+        "_wake", "caller", "outcome", "outlook", "priority", "queued", "since", "size", "ticket", "want",
+    )  # fmt: skip
 
-    def __init__(self, candidates: Sequence[Candidate], *, size: int, since: float) -> None:
-        self.candidates = tuple(candidates)
-        self.size = size
-        self.since = since
+    def __init__(self, ticket: Ticket, want: Want, caller: Caller, now: float) -> None:
+        self.want = want
+        self.ticket = ticket
+        self.caller = caller
+        self.priority = ticket.priority
+        self.size = ticket.size
+        self.since = now if ticket.since is None else ticket.since
+        self.queued = False  # the order keeps it
+        self.outlook: Outlook | None = None  # when it came; None where it did not have to wait
         self.outcome: Lease | CapacityError | None = None
         self._wake: asyncio.Future[None] | None = None
 
@@ -32,6 +75,12 @@ class Waiter:
     def wants(self) -> bool:
         """Still without an outcome, and not leaving: cancelled or out of time, though its asyncio task has not run."""
         return self.outcome is None and not (self._wake and self._wake.done())
+
+    def own(self, candidate: Candidate) -> Candidate:
+        """This call's own candidate for that of its want: the same place, worded for this call."""
+        if self.ticket.candidates is self.want.candidates:
+            return candidate
+        return next(c for c in self.ticket.candidates if (c.instance, c.tier) == (candidate.instance, candidate.tier))
 
     def settle(self, outcome: Lease | CapacityError) -> None:
         """Hand over what it waited for; it learns of it when its asyncio task runs."""
@@ -52,84 +101,101 @@ class Waiter:
         return self.outcome
 
 
+class DemandView(NamedTuple):
+    """Who waits for one model, and where it is. `seconds` is what the first of them may still have to wait."""
+
+    model: str
+    waiting: int
+    oldest: float  # seconds
+    loaded_on: tuple[str, ...]
+    promised_by: str  # the instance that is to load it next; "" if none
+    work: float  # seconds of service that wait
+    seconds: float
+    why: str
+
+
 class Order(Protocol):
-    """The rule of the line: pure, and the only thing to replace for another one."""
+    """The rule of the line: pure, and the only thing to replace for another one. It keeps who waits, in its own order.
 
-    def choose(
-        self, waiting: Iterable[Waiter], options: Callable[[Waiter], Sequence[Candidate]]
-    ) -> Iterator[tuple[Waiter, Candidate]]:
-        """Who goes where, one after the other.
+    What it answers is granted before it is asked again. It may hold work back on purpose; then it says in `alarm` when
+    to look again though nothing else happens.
+    """
 
-        `waiting` is in order of arrival. `options(waiter)` are the candidates that could take it at this moment, best
-        first; each pair yielded is granted before the next is asked for, so it reflects them. The caller may stop
-        asking at any time: it does when no instance has room.
-        """
+    def arrives(self, waiter: Waiter, now: float) -> Candidate | None:
+        """Where a new call goes at once. None: it waits, and is kept from now on."""
 
+    def serves(self, instance: Instance, now: float) -> tuple[Waiter, Candidate] | None:
+        """Who of those that wait takes the room that `instance` has, if anyone."""
 
-class FirstCome:
-    """In order of arrival; a call none of whose candidates has room lets others by, to instances it does not want."""
+    def leaves(self, waiter: Waiter) -> None:
+        """It waits no longer. Idempotent."""
 
-    def choose(
-        self, waiting: Iterable[Waiter], options: Callable[[Waiter], Sequence[Candidate]]
-    ) -> Iterator[tuple[Waiter, Candidate]]:
-        for waiter in waiting:
-            if free := options(waiter):
-                yield waiter, free[0]
+    def granted(self, waiter: Waiter, instance: Instance, seconds: float, now: float) -> None:
+        """It was given a lease there, and such a call usually takes `seconds`."""
+
+    def outlook(self, waiter: Waiter, now: float) -> Outlook:
+        """What one that waits may expect."""
+
+    def demands(self, now: float) -> Iterable[DemandView]:
+        """What is waited for, by model."""
+
+    def reconfigure(self, config: LineConfig) -> None:
+        """Other settings hold from now on."""
+
+    def look(self, now: float) -> Iterable[Instance]:
+        """Time has passed, or instances came and went: think again. The instances that may take other calls now."""
+
+    def alarm(self) -> float | None:
+        """When to `look` at the latest, in loop time; None where nothing is held back."""
 
 
 class Line:
-    """Who waits, in order of arrival."""
+    """Who waits, in order of arrival, and how much that is."""
 
     def __init__(self) -> None:
         self.held_bytes = 0
-        self._waiting: dict[Waiter, None] = {}
+        self._waiting: OrderedDict[Ticket, Waiter] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def __iter__(self) -> Iterator[Waiter]:
-        """Those who still want a lease."""
-        return (waiter for waiter in self._waiting if waiter.wants)
+        return iter(self._waiting.values())
+
+    def __contains__(self, waiter: Waiter) -> bool:
+        return waiter.ticket in self._waiting
+
+    def waiter(self, ticket: Ticket) -> Waiter | None:
+        """The call that waits with this ticket."""
+        return self._waiting.get(ticket)
 
     def join(self, waiter: Waiter) -> None:
-        self._waiting[waiter] = None
+        self._waiting[waiter.ticket] = waiter
         self.held_bytes += waiter.size
 
     def leave(self, waiter: Waiter) -> None:
         """Idempotent. Frees no instance, so nobody else need be asked."""
-        if waiter in self._waiting:
-            del self._waiting[waiter]
+        if waiter.ticket in self._waiting:
+            del self._waiting[waiter.ticket]
             self.held_bytes -= waiter.size
 
     def oldest(self, now: float) -> float:
         """Seconds the head has waited; 0.0 when nobody waits."""
-        head = next(iter(self._waiting), None)
+        head = next(iter(self), None)
         return now - head.since if head else 0.0
 
-    def overfull(self, max_calls: int, max_bytes: int) -> str:
-        """Which bound it exceeds, in words that name the setting; "" where it exceeds none."""
+    def overfull(self, newcomer: Waiter, bounds: LineConfig, slots: int) -> str:
+        """Which bound there is no place within, in words that name the setting; "" where there is one.
+
+        `slots` is how many calls all instances may have at once; `newcomer` has joined.
+        """
+        max_calls = max(32, 8 * slots) if bounds.max_calls is None else bounds.max_calls
         if len(self) > max_calls:
             return f"the line is full: at most {max_calls} calls may wait (line.max_calls)"
-        if self.held_bytes > max_bytes:
-            return f"the line is full: bodies of waiting calls may hold at most {max_bytes} bytes (line.max_bytes)"
+        if self.held_bytes > bounds.max_bytes:
+            most = f"{bounds.max_bytes} bytes (line.max_bytes)"
+            return f"the line is full: bodies of waiting calls may hold at most {most}"
+        share = max(1, max_calls * 3 // 4) if bounds.max_calls_per_caller is None else bounds.max_calls_per_caller
+        if newcomer.caller.waiting > share:
+            return f"at most {share} calls of one caller may wait (line.max_calls_per_caller)"
         return ""
-
-
-def eligible(candidates: Iterable[Candidate], instances: Mapping[str, Instance], now: float) -> list[Candidate]:
-    """The candidates of the lowest tier that has any fit instance; none where nothing is fit.
-
-    A later tier is something the client did not ask for: being busy is no reason for it, being unhealthy is.
-    """
-    fit = [c for c in candidates if c.instance in instances and instances[c.instance].fit(now)]
-    tier = min((c.tier for c in fit), default=0)
-    return [c for c in fit if c.tier == tier]
-
-
-def free(
-    candidates: Iterable[Candidate], instances: Mapping[str, Instance], now: float, random: Callable[[], float]
-) -> list[Candidate]:
-    """The eligible candidates that can take a call now: the least loaded first, then by rank, then by chance."""
-    able = [c for c in eligible(candidates, instances, now) if instances[c.instance].available(now)]
-    if len(able) < 2:
-        return able
-    return sorted(able, key=lambda c: (instances[c.instance].load, c.rank, random()))

@@ -10,19 +10,25 @@ what `match` grants is granted. There is no lock and no await in it. Keep it so.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from heapq import nlargest
 from types import MappingProxyType
 from typing import Protocol
 
 from gateway.call import Candidate
 from gateway.config import Config
-from gateway.errors import CapacityError, LineFull, LineTimeout, NoInstance
+from gateway.errors import CapacityError, DeadlineUnreachable, LineFull, LineTimeout, NoInstance
 from gateway.instances.breaker import BreakerState
-from gateway.instances.instance import Clock, Instance, Lease, Timer
-from gateway.instances.line import FirstCome, Line, Order, Waiter, eligible, free
+from gateway.instances.instance import Clock, Instance, Lease, LeaseState, Timer
+from gateway.instances.line import DemandView, Line, Order, Outlook, Ticket, Waiter
+from gateway.instances.memory import Contents
+from gateway.instances.placement import Placement
+from gateway.instances.roster import Roster
+from gateway.instances.shares import Caller, Callers, Wants
 
-_USUAL_SERVICE = 5.0  # seconds, until a call was seen from its grant to its release
 _RETRY_AFTER = (1.0, 30.0)  # seconds, the shortest and the longest we tell anyone
+
+MakeOrder = Callable[[Roster, Config], Order]
 
 
 class Observer(Protocol):
@@ -37,7 +43,7 @@ class Pool:
     """The instances of one configuration and the calls that wait for them.
 
     `now` gives seconds, `later(delay, callback)` something with `cancel()`, `random` numbers in [0, 1): in production
-    the event loop's `time` and `call_later`. `order` is the rule of the line, first come first served if None.
+    the event loop's `time` and `call_later`. `order` makes the rule of the line; `Placement` if None.
     """
 
     def __init__(
@@ -48,17 +54,26 @@ class Pool:
         later: Callable[[float, Callable[[], None]], Timer],
         random: Callable[[], float],
         observer: Observer,
-        order: Order | None = None,
+        order: MakeOrder | None = None,
     ) -> None:
         self._clock = Clock(now, later)
         self._random = random
         self._observer = observer
-        self._order = order or FirstCome()
+        self._roster = Roster()
+        self._callers = Callers()
         self._line = Line()
         self._instances: dict[str, Instance] = {}
-        self._fit: frozenset[str] = frozenset()  # as of the last look at who waits in vain
-        self._told: dict[str, BreakerState] = {}  # the breakers that are not closed, as last told
+        self._wants = Wants(self._roster)
+        self._charges: dict[Lease, tuple[Waiter, float]] = {}  # who was charged how many seconds for it
+        self._absences: dict[str, Timer] = {}
+        self._told: dict[str, BreakerState] = {}
         self._cooldowns: dict[str, Timer] = {}
+        self._alarm: Timer | None = None
+        self._alarm_at = 0.0
+        self._anew = False
+        self.changes = 0  # goes up with whatever a plan could read here
+        self._config = config
+        self._order = order(self._roster, config) if order else Placement(self._roster, config.line, random)
         self.reconcile(config)
 
     @property
@@ -81,18 +96,36 @@ class Pool:
         """Seconds the head of the line has waited; 0.0 when nobody waits."""
         return self._line.oldest(self._clock.now())
 
-    def estimate(self) -> float:
-        """Seconds a new arrival may have to wait, from the usual time of service; between 1 and 30."""
-        now = self._clock.now()
-        fit = [instance for instance in self._instances.values() if instance.fit(now)]
-        rate = sum(i.limit / max(_USUAL_SERVICE if i.service.value is None else i.service.value, 0.001) for i in fit)
-        return _clamp((len(self._line) + 1) / rate) if rate else _RETRY_AFTER[1]
+    def outlook(self, ticket: Ticket) -> Outlook | None:
+        """What the call that waits with `ticket` may expect now; None where it does not wait."""
+        waiter = self._line.waiter(ticket)
+        return self._order.outlook(waiter, self._clock.now()) if waiter else None
+
+    def demands(self) -> list[DemandView]:
+        """What is waited for, by model."""
+        return list(self._order.demands(self._clock.now()))
+
+    @property
+    def callers(self) -> int:
+        """How many have calls running or waiting."""
+        return len(self._callers)
+
+    def busiest_callers(self, most: int) -> list[Caller]:
+        """Those with most calls here, at most so many."""
+        return nlargest(most, self._callers, key=lambda one: one.running + one.waiting)
+
+    def close(self) -> None:
+        """No timer is left. Calls must have ended before."""
+        timers = [*self._cooldowns.values(), *self._absences.values(), *([self._alarm] if self._alarm else ())]
+        for timer in timers:
+            timer.cancel()
 
     def reconcile(self, config: Config) -> None:
         """Go over to `config`: same name and URL stay what they are, with new limits; others are new, or drained.
 
         Calls that run are not touched; calls in line keep their place.
         """
+        now = self._clock.now()
         before, self._config = self._instances, config
         self._instances = {}
         for wanted in config.instances:
@@ -105,96 +138,220 @@ class Pool:
         for name, instance in before.items():
             if self._instances.get(name) is not instance:
                 instance.removed = True
+                self._roster.remove(instance)
                 self._forget_breaker(name)
+                self._is_back(name)
+        for instance in self._instances.values():
+            if instance.place < 0:
+                self._roster.add(instance, now)
+        self._wants.replace({waiter.want for waiter in self._line}, config.line)
+        self._order.reconfigure(config.line)
+        for caller in self._callers:
+            self._callers.allow(caller, config.line.max_running_per_caller)
+        self._slots = sum(instance.limit for instance in self._instances.values())
         self.match()
 
     def observe(self, name: str, ok: bool, problem: str) -> None:
         """Take one probe's result. A probe of an instance that is gone says nothing to anyone."""
         instance = self._instances.get(name)
         if instance and instance.observe(ok, problem):
+            if not ok:
+                instance.memory.clear()
             self._observer.health_changed(name, ok, problem)
             self.match()
 
-    async def lease(self, candidates: Sequence[Candidate], *, size: int, patience: float) -> Lease:
-        """A lease on the best of `candidates` that has room, now or as soon as it is this call's turn.
+    def told(self, name: str, contents: Contents, asked: float) -> None:
+        """Take what an instance told of its models, having been asked at loop time `asked`."""
+        instance = self._instances.get(name)
+        if instance:
+            instance.memory.told(contents, asked=asked, now=self._clock.now())
+            self._turn(instance)
 
-        `size` is the body's bytes, held while waiting; `patience` the seconds it may wait. Does not suspend where it
-        need not wait. Raises LineFull, LineTimeout, NoInstance. Use it as `with await pool.lease(...) as lease:`, with
-        nothing in between, and a cancellation at any point leaks nothing.
+    async def lease(self, ticket: Ticket, *, patience: float) -> Lease:
+        """A lease on the best of the ticket's candidates that has room, now or as soon as it is this call's turn.
+
+        `patience` is the seconds it may wait. Does not suspend where it need not wait. Raises LineFull, LineTimeout,
+        NoInstance. Use it as `with await pool.lease(...) as lease:`, with nothing in between, and a cancellation at any
+        point leaks nothing.
         """
-        waiter = Waiter(candidates, size=size, since=self._clock.now())
+        now = self._clock.now()
+        caller = self._callers.joins(ticket.caller)
+        caller.weight = ticket.weight
+        self._callers.allow(caller, self._config.line.max_running_per_caller)
+        waiter = Waiter(ticket, self._wants.of(ticket.candidates), caller, now)
         self._line.join(waiter)
-        self.match()
-        if waiter.outcome is None and (problem := self._no_place(waiter)):
+        candidate = self._order.arrives(waiter, now)
+        if candidate is not None:
+            self._grant(waiter, candidate, now)
+            self._fill(self._instances[candidate.instance], now)  # it may have other room for the model it now loads
+        elif problem := self._no_place(waiter, patience, now):
             self._refuse(waiter, problem)
+        self._heed()
         if waiter.outcome is None:
             await self._wait(waiter, patience)
         return waiter.result()
 
     async def _wait(self, waiter: Waiter, patience: float) -> None:
+        limit, setting = self._limit(waiter, patience)
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(limit):
                 await waiter.settled()
         except TimeoutError:
             if waiter.outcome is None:  # else it was granted in that very moment, and keeps what it has
-                message = f"the call waited {patience:g} s in line and no instance came free (timeouts.line)"
-                self._refuse(waiter, LineTimeout(message, retry_after=self.estimate()))
+                caller = waiter.caller
+                why = f"{caller.running} calls of this caller ran, the most at once (line.max_running_per_caller)"
+                why = why if caller.capped else "no instance came free"
+                message = f"the call waited {limit:.3g} s in line and {why} ({setting})"
+                self._refuse(waiter, LineTimeout(message, retry_after=self._retry_after(waiter)))
+                self._heed()
         except BaseException:
-            self._line.leave(waiter)
+            self._leave(waiter)
+            self._heed()
             if isinstance(waiter.outcome, Lease):
                 waiter.outcome.release()
             raise
 
+    def _limit(self, waiter: Waiter, patience: float) -> tuple[float, str]:
+        """How long it may wait from now on, in seconds, and what says so."""
+        deadline = waiter.ticket.deadline
+        left = patience if deadline is None else max(0.0, deadline - self._clock.now())
+        return (left, "X-Request-Timeout, or the client's own") if left < patience else (patience, "timeouts.line")
+
     def match(self) -> None:
-        """Grant all that can be granted, in the order's own order; end the wait of those nobody could ever serve."""
-        now = self._clock.now()
+        """Look at everything anew: who is fit, who waits for what, who could never be served."""
+        now, self._anew = self._clock.now(), False
+        self.changes += 1
         for instance in self._instances.values():
             self._follow_breaker(instance, now)
-        if not self._line:
+            self._roster.update(instance, now)
+            self._follow_absence(instance, now)
+        self._order.look(now)
+        for instance in list(self._roster.within(self._roster.room)):
+            self._fill(instance, now)
+        self._dismiss(now)
+        self._heed()
+
+    def _turn(self, instance: Instance) -> None:
+        """Something about `instance` changed: give its room to whoever waits for it."""
+        now, fit = self._clock.now(), self._roster.fit
+        self._follow_breaker(instance, now)
+        self._roster.update(instance, now)
+        if self._roster.fit != fit:
+            self.match()
+        else:
+            self._fill(instance, now)
+            self._heed()
+
+    def _fill(self, instance: Instance, now: float) -> None:
+        while len(self._line) and instance.available(now):
+            turn = self._order.serves(instance, now)
+            if turn is None:
+                return
+            self._grant(*turn, now)
+
+    def _grant(self, waiter: Waiter, candidate: Candidate, now: float) -> None:
+        instance = self._instances[candidate.instance]
+        lease = Lease(
+            instance, waiter.own(candidate), waited=now - waiter.since, clock=self._clock, changed=self._changed
+        )
+        if waiter.outlook is not None:
+            lease.position, lease.why = waiter.outlook.position, waiter.outlook.why
+        seconds = instance.memory.service(lease.model)
+        self._charges[lease] = waiter, seconds
+        self._callers.begins(waiter.caller)
+        self._leave(waiter)
+        self._order.granted(waiter, instance, seconds, now)
+        waiter.settle(lease)
+        fit = self._roster.fit
+        self._follow_breaker(instance, now)
+        self._roster.update(instance, now)
+        self._anew |= self._roster.fit != fit  # it was the trial: others have to go elsewhere
+
+    def _changed(self, lease: Lease) -> None:
+        charge = self._charges.pop(lease, None) if lease.state is not LeaseState.HELD else None
+        if charge is None:
+            self._turn(lease.instance)
             return
-        if self._has_room(now):
-            self._grant_all(now)
-        fit = frozenset(name for name, instance in self._instances.items() if instance.fit(now))
-        if fit != self._fit:
-            self._fit = fit
-            for waiter in [w for w in self._line if not eligible(w.candidates, self._instances, now)]:
-                self._refuse(waiter, self._nobody(waiter, now))
+        waiter, seconds = charge
+        caller, capped = waiter.caller, waiter.caller.capped
+        longer = self._clock.now() - lease.granted_at - seconds
+        self._callers.ends(caller, longer)
+        if longer < 0:
+            waiter.want.ended(caller)
+        self._turn(lease.instance)
+        if capped and caller.waiting:
+            self.match()  # its calls may go anywhere that has room
 
-    def _grant_all(self, now: float) -> None:
-        def options(waiter: Waiter) -> Sequence[Candidate]:
-            return free(waiter.candidates, self._instances, now, self._random)
-
-        granted = []
-        for waiter, candidate in self._order.choose(self._line, options):
-            instance = self._instances[candidate.instance]
-            waited = now - waiter.since
-            waiter.settle(Lease(instance, candidate, waited=waited, clock=self._clock, changed=self.match))
-            granted.append(waiter)
-            if not self._has_room(now):
-                break
-        for waiter in granted:
+    def _leave(self, waiter: Waiter) -> None:
+        if waiter in self._line:
             self._line.leave(waiter)
+            self._order.leaves(waiter)
+            self._callers.leaves(waiter.caller)
 
-    def _has_room(self, now: float) -> bool:
-        return any(instance.available(now) for instance in self._instances.values())
-
-    def _no_place(self, waiter: Waiter) -> CapacityError | None:
-        """Why this arrival, which cannot go at once, cannot wait either."""
+    def _heed(self) -> None:
+        """Look at everything anew where that is called for, and have the order look again when it wants to."""
+        if self._anew:
+            self.match()
         now = self._clock.now()
-        if not eligible(waiter.candidates, self._instances, now):
+        while (when := self._order.alarm()) is not None and when <= now:
+            self._look(now)
+        if when is None or (self._alarm is not None and self._alarm_at <= when):
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = when
+        self._alarm = self._clock.later(when - now, self._rings)
+
+    def _rings(self) -> None:
+        self._alarm = None
+        self._look(self._clock.now())
+        self._heed()
+
+    def _look(self, now: float) -> None:
+        for instance in self._order.look(now):
+            if instance.place >= 0:
+                self._roster.update(instance, now)
+                self._fill(instance, now)
+
+    def _no_place(self, waiter: Waiter, patience: float, now: float) -> CapacityError | None:
+        """Why this arrival, which cannot go at once, cannot wait either."""
+        if waiter.want.tier(self._roster.fit) is None and not self._may_return(waiter, now):
             return self._nobody(waiter, now)
-        limits = sum(instance.limit for instance in self._instances.values())
-        bounds = self._config.line
-        max_calls = max(32, 8 * limits) if bounds.max_calls is None else bounds.max_calls
-        problem = self._line.overfull(max_calls, bounds.max_bytes)
-        return LineFull(problem, retry_after=self.estimate()) if problem else None
+        problem = self._line.overfull(waiter, self._config.line, self._slots)
+        if problem and waiter.since >= now:  # one that was in line before keeps its place there
+            return LineFull(problem, retry_after=self._retry_after(waiter))
+        waiter.outlook = self._order.outlook(waiter, now)
+        return self._too_late(waiter, waiter.outlook, patience, now)
+
+    def _too_late(self, waiter: Waiter, outlook: Outlook, patience: float, now: float) -> CapacityError | None:
+        """Whether its wait would be longer than it can wait, as far as that can be told."""
+        left, setting = self._limit(waiter, patience)
+        passed = waiter.ticket.deadline is not None and waiter.ticket.deadline <= now
+        if not passed and (not outlook.sure or outlook.seconds <= left):
+            return None
+        message = f"the wait would be about {outlook.seconds:.0f} s, longer than the limit of {left:.0f} s ({setting})"
+        return DeadlineUnreachable(message, retry_after=_clamp(outlook.seconds - left))
+
+    def _retry_after(self, waiter: Waiter) -> float:
+        return _clamp(self._order.outlook(waiter, self._clock.now()).seconds)
+
+    def _may_return(self, waiter: Waiter, now: float) -> bool:
+        """Whether one of its instances went away so recently that it is worth waiting for."""
+        names = {candidate.instance for candidate in waiter.want.candidates}
+        return any(self._instances[name].awaited(now) for name in names if name in self._instances)
+
+    def _dismiss(self, now: float) -> None:
+        """End the wait of those that nobody fit, or about to be, could serve."""
+        hopeless = {want for want in {w.want for w in self._line} if want.tier(self._roster.fit) is None}
+        for waiter in [w for w in self._line if w.want in hopeless and not self._may_return(w, now)]:
+            self._refuse(waiter, self._nobody(waiter, now))
 
     def _refuse(self, waiter: Waiter, problem: CapacityError) -> None:
-        self._line.leave(waiter)
+        self._leave(waiter)
         waiter.settle(problem)
 
     def _nobody(self, waiter: Waiter, now: float) -> NoInstance:
-        names = dict.fromkeys(candidate.instance for candidate in waiter.candidates)
+        names = dict.fromkeys(candidate.instance for candidate in waiter.want.candidates)
         known = [self._instances[name] for name in names if name in self._instances]
         states = ", ".join(f"{instance.name} is {instance.state(now)}" for instance in known[:8])
         ends = [i.breaker.until - now for i in known if i.breaker.until is not None and i.healthy]
@@ -204,6 +361,8 @@ class Pool:
     def _follow_breaker(self, instance: Instance, now: float) -> None:
         """Tell of a breaker that changed, and have its cool-down end on time."""
         name, state = instance.name, instance.breaker.state_at(now)
+        if state is BreakerState.CLOSED and name not in self._told:
+            return
         if state is not self._told.get(name, BreakerState.CLOSED):
             if state is BreakerState.CLOSED:
                 self._forget_breaker(name)
@@ -220,6 +379,25 @@ class Pool:
     def _forget_breaker(self, name: str) -> None:
         self._told.pop(name, None)
         if timer := self._cooldowns.pop(name, None):
+            timer.cancel()
+
+    def _follow_absence(self, instance: Instance, now: float) -> None:
+        """Note since when it takes no calls, and have those who wait for it told when that has been too long."""
+        name = instance.name
+        if not instance.away:
+            instance.away_since = None
+            self._is_back(name)
+        elif instance.away_since is None:
+            instance.away_since = now
+            if instance.hold:
+                self._absences[name] = self._clock.later(instance.hold, lambda: self._is_gone(name))
+
+    def _is_gone(self, name: str) -> None:
+        del self._absences[name]
+        self._dismiss(self._clock.now())
+
+    def _is_back(self, name: str) -> None:
+        if timer := self._absences.pop(name, None):
             timer.cancel()
 
 

@@ -1,6 +1,6 @@
 """Where may it go? Pure functions of a call, the configuration and a frozen view of the pool."""
 
-from gateway.routing.affinity import HINTS, kept_together
+from gateway.routing.affinity import HINTS, home, seed
 from gateway.routing.aliases import split_alias, stands_for, unaliased
 from gateway.routing.plan import BY_MODEL, BY_TASK, plan
 from gateway.routing.view import InstanceView, ModelView, PoolView
@@ -12,8 +12,9 @@ __all__ = [
     "InstanceView",
     "ModelView",
     "PoolView",
-    "kept_together",
+    "home",
     "plan",
+    "seed",
     "split_alias",
     "stands_for",
     "unaliased",

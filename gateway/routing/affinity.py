@@ -1,17 +1,18 @@
-"""Where a conversation goes: to the same instance as before, as long as that is no busier than the others.
+"""Where a conversation goes: to the instance that had its last turn, which still has its beginning in the cache.
 
-An instance that has seen a conversation answers its next turn sooner (ollama.md §7). Nothing is stored: the instances
-are put in an order that the conversation's own name gives (rendezvous hashing), and that order breaks ties only, so
-load and failover go before it.
+An instance that has seen a conversation answers its next turn sooner (ollama.md §7). Nothing is stored: a conversation
+and an instance give a number, and the highest number of those that are offered wins (rendezvous hashing). So every
+replica of the gateway chooses alike, and only the conversations of an instance that leaves move. Who is offered, the
+line decides: load and failover go before it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from typing import TypeVar
 
-from gateway.call import Candidate
+T = TypeVar("T")
 
 # What clients call a conversation (clients.md §6); the first that is sent counts.
 HINTS = (
@@ -22,14 +23,19 @@ HINTS = (
     "x-claude-code-session-id",
     "x-openwebui-chat-id",
 )
+_MASK = 2**64 - 1
 
 
-def kept_together(candidates: Sequence[Candidate], conversation: str) -> tuple[Candidate, ...]:
-    """The candidates, ranked so that of equals the same one is first for the same conversation."""
-    names = sorted({one.instance for one in candidates}, key=lambda name: _weight(conversation, name))
-    place = {name: index for index, name in enumerate(names)}
-    return tuple(replace(one, rank=one.rank * len(names) + place[one.instance]) for one in candidates)
+def seed(instance: str) -> int:
+    """What stands for an instance: 64 bits of its name's digest."""
+    return _digest(instance)
 
 
-def _weight(conversation: str, instance: str) -> bytes:
-    return hashlib.sha256(f"{instance}\0{conversation}".encode("utf-8", "replace")).digest()
+def home(conversation: str, seeds: Mapping[T, int]) -> T:
+    """Whichever of `seeds`, at least one, this conversation goes to."""
+    point = _digest(conversation) | 1  # an odd factor mixes without losing anything
+    return max(seeds, key=lambda one: seeds[one] * point & _MASK)
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest())

@@ -51,6 +51,7 @@ class Engine:
         self.busy = 0
         self.waiting = 0
         self.peak = 0
+        self.loads = 0
         self.late: set[Generation] = set()  # their clients left, and they have not noticed yet
         self._changed = changed
         self._runners: dict[str, Runner] = {}
@@ -184,6 +185,7 @@ class Engine:
             return  # unloading comes back here; with none idle the next one that is does
         runner = self._loading = self._to_load.popleft()
         runner.starter = runner.line[0]
+        self.loads += 1
         if self.behaviour.load_time:
             loop = asyncio.get_running_loop()
             self._load_timer = loop.call_later(self.behaviour.load_time, self._load_done)

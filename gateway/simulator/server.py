@@ -99,6 +99,11 @@ class Simulator:
         return self._engine.waiting
 
     @property
+    def loads(self) -> int:
+        """Loads begun since the start."""
+        return self._engine.loads
+
+    @property
     def peak(self) -> int:
         """The most generations at once since the start, or since it was set to 0."""
         return self._engine.peak

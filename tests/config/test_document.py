@@ -128,7 +128,7 @@ HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "an alias chain": ("k0: &k0 [x]\n" + _CHAIN, "nested more than 32 deep"),
     "an alias of itself": ("a: &a [*a]", "the alias *a contains itself"),
     "an alias of nothing": ("a: *b", "has no anchor &b"),
-    "deep lists": ("a: " + "[" * 500_000, "nested more than 32 deep"),
+    "deep lists": ("a: " + "[" * 500_000, "nest"),  # libyaml from 0.2.6 on finds it before we do
     "deep mappings": ("a: " + "{a: " * 200_000, "nested more than 32 deep"),
     "deep dashes": ("- " * 400_000, "nested more than 32 deep"),
     "too many values": ("instances:\n" + "- a\n" * 260_000, "holds more than 32,000 values"),

@@ -49,7 +49,7 @@ async def test_105_so_does_a_wait_that_was_too_long() -> None:
 
 
 async def test_105_so_does_a_pool_that_is_down() -> None:
-    async with one(health={"interval": 0.02, "fall": 1}) as house:
+    async with one(health={"interval": 0.02, "fall": 1}, line={"hold": 0}) as house:
         house.simulator("alpha").faults.arm("refuse", times=None)
         await house.until(lambda: not any(reading.up for reading in house.engine.reading().instances))
         says_when_to_come_back(await house.chat(), 503)
@@ -229,7 +229,7 @@ HINTS = [
 async def test_114_a_conversation_that_names_itself_stays_on_one_instance_and_moves_on_if_it_fails(
     hint: str,
 ) -> None:
-    async with House({"alpha": Behaviour(), "beta": Behaviour()}) as house:
+    async with House({"alpha": Behaviour(), "beta": Behaviour()}, warm=True) as house:
         body = json.dumps(ask("say: fine", prompt_cache_key="1", user="amy")).encode()
 
         async def turn(conversation: int) -> str:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.call import Call, Frame, Operation, Usage
+from gateway.call import Call, Frame, Operation, Priority, Usage
 from gateway.dialects import ollama
 from gateway.errors import InvalidCall
 
@@ -141,6 +141,15 @@ def test_needs_and_determinism_are_read_from_where_ollama_has_them() -> None:
     assert ollama.GENERATE.read(encoded(GENERATE, images=["AAAA"], options={"seed": 3})).needs == {"vision"}
     assert ollama.EMBED.read(encoded({"model": "m", "input": ["a"]})).needs == {"embedding"}
     assert ollama.EMBED.read(encoded({"model": "m", "input": ["a"]})).deterministic
+
+
+def test_an_editor_goes_first_and_the_indexing_of_documents_last() -> None:
+    assert ollama.GENERATE.read(encoded(GENERATE, suffix="return x")).priority is Priority.INTERACTIVE
+    assert ollama.GENERATE.read(encoded(GENERATE, suffix="")).priority is Priority.NORMAL
+    assert ollama.CHAT.read(encoded(CHAT)).priority is Priority.NORMAL
+    assert ollama.EMBED.read(encoded({"model": "m", "input": ["x"] * 8})).priority is Priority.NORMAL
+    assert ollama.EMBED.read(encoded({"model": "m", "input": ["x"] * 9})).priority is Priority.BATCH
+    assert ollama.EMBEDDINGS.read(encoded({"model": "m", "prompt": "x"})).priority is Priority.NORMAL
 
 
 @pytest.mark.parametrize(

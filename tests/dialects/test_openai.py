@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.call import Call, Operation, Usage
+from gateway.call import Call, Operation, Priority, Usage
 from gateway.dialects import openai
 from gateway.errors import InvalidCall
 
@@ -111,6 +111,24 @@ def test_embeddings_of_nothing_or_of_too_much_are_refused(given: Any) -> None:
         openai.EMBEDDINGS.read(encoded({"model": "m", "input": given}))
 
     assert refusal.value.param == "input"
+
+
+@pytest.mark.parametrize(
+    ("given", "priority"), [("text", Priority.NORMAL), (["x"] * 8, Priority.NORMAL), (["x"] * 9, Priority.BATCH)]
+)
+def test_embeddings_of_many_texts_are_nobodys_conversation(given: Any, priority: Priority) -> None:
+    assert openai.EMBEDDINGS.read(encoded({"model": "m", "input": given})).priority is priority
+
+
+@pytest.mark.parametrize(
+    ("suffix", "priority"),
+    [("return x", Priority.INTERACTIVE), ("", Priority.NORMAL), (None, Priority.NORMAL)],
+)
+def test_an_editor_that_completes_between_two_texts_goes_first(suffix: str | None, priority: Priority) -> None:
+    body = encoded({"model": "m", "prompt": "def f(x):", "suffix": suffix})
+
+    assert openai.COMPLETIONS.read(body).priority is priority
+    assert openai.CHAT.read(encoded(CHAT)).priority is Priority.NORMAL
 
 
 def test_a_body_that_needs_no_change_goes_upstream_as_it_came() -> None:

@@ -1,34 +1,29 @@
-"""Who waits, who goes next, and which of a call's candidates may take it."""
+"""Who waits, how much that is, and what a full line says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
 
 from gateway.call import Candidate
-from gateway.config import Config
+from gateway.config import LineConfig
 from gateway.errors import LineTimeout
-from gateway.instances.instance import Instance
-from gateway.instances.line import FirstCome, Line, Waiter, eligible, free
+from gateway.instances.line import Line, Outlook, Ticket, Waiter
+from gateway.instances.roster import Roster
+from gateway.instances.shares import Caller, Wants
 
 
-def candidate(instance: str, tier: int = 0, rank: int = 0) -> Candidate:
-    return Candidate(instance=instance, model="m", tier=tier, rank=rank)
+def waiter(*, size: int = 1, since: float = 0.0, caller: Caller | None = None) -> Waiter:
+    candidates = (Candidate(instance="alpha", model="m"),)
+    owner = caller or Caller("amy")
+    owner.waiting += 1
+    return Waiter(Ticket(candidates=candidates, size=size), Wants(Roster()).of(candidates), owner, since)
 
 
-def waiter(*instances: str, size: int = 1, since: float = 0.0) -> Waiter:
-    return Waiter([candidate(name) for name in instances], size=size, since=since)
-
-
-def some_instances(*names: str, limit: int = 2, drain: str = "") -> dict[str, Instance]:
-    settings = [
-        {"name": name, "url": f"http://{name}:11434", "max_concurrent": limit, "drain": name == drain} for name in names
-    ]
-    config = Config.model_validate({"instances": settings})
-    return {each.name: Instance(each, config, lambda: 0.5) for each in config.instances}
-
-
-def names(candidates: Sequence[Candidate]) -> list[str]:
-    return [each.instance for each in candidates]
+def full(line: Line, newcomer: Waiter, *, slots: int = 1, **bounds: Any) -> str:
+    line.join(newcomer)
+    return line.overfull(newcomer, LineConfig(**bounds), slots)
 
 
 def test_the_line_counts_calls_and_bytes_exactly() -> None:
@@ -52,72 +47,68 @@ def test_the_oldest_is_the_head_of_the_line() -> None:
     assert line.oldest(9.0) == 8.0
 
 
+def test_a_call_in_line_is_found_by_its_ticket() -> None:
+    line, one = Line(), waiter()
+    assert line.waiter(one.ticket) is None
+    line.join(one)
+    assert line.waiter(one.ticket) is one
+    assert list(line) == [one]
+    assert one in line
+
+
+def test_two_tickets_with_the_same_content_are_two() -> None:
+    line = Line()
+    for _ in range(2):
+        line.join(waiter())
+    assert len(line) == 2
+
+
 def test_a_full_line_names_the_setting() -> None:
     line = Line()
     line.join(waiter(size=10))
-    line.join(waiter(size=10))
-    assert line.overfull(2, 20) == ""
-    assert "line.max_calls" in line.overfull(1, 20)
-    assert "line.max_bytes" in line.overfull(2, 19)
+    assert full(line, waiter(size=10), max_calls=2, max_bytes=20, max_calls_per_caller=9) == ""
+    assert "(line.max_calls)" in full(line, waiter(), max_calls=2)
+    assert "(line.max_bytes)" in full(line, waiter(), max_calls=9, max_bytes=20)
+    crowd = Caller("bob")
+    crowd.waiting = 4
+    assert "(line.max_calls_per_caller)" in full(line, waiter(caller=crowd), max_calls=99, max_calls_per_caller=4)
+
+
+@pytest.mark.parametrize(("slots", "most"), [(1, 32), (4, 32), (5, 40)])
+def test_without_a_bound_there_are_eight_places_for_each_call_at_once(slots: int, most: int) -> None:
+    line = Line()
+    said = [full(line, waiter(), slots=slots) for _ in range(most + 1)]
+    assert said[:-1] == [""] * most
+    assert f"at most {most} calls" in said[-1]
+
+
+@pytest.mark.parametrize(("max_calls", "share"), [(32, 24), (4, 3), (1, 1)])
+def test_one_caller_leaves_a_quarter_of_the_line_to_others(max_calls: int, share: int) -> None:
+    line, greedy = Line(), Caller("greedy")
+    said = [full(line, waiter(caller=greedy), max_calls=max_calls) for _ in range(share + 1)]
+    assert said[:-1] == [""] * share
+    assert said[-1]
 
 
 def test_a_call_with_an_outcome_wants_nothing_more() -> None:
-    line = Line()
-    first, second = waiter(), waiter()
-    line.join(first)
-    line.join(second)
-    first.settle(LineTimeout("too long", retry_after=1.0))
-    assert list(line) == [second]
+    one = waiter()
+    assert one.wants
+    one.settle(LineTimeout("too long", retry_after=1.0))
+    assert not one.wants
+    with pytest.raises(LineTimeout, match="too long"):
+        one.result()
 
 
-def offering(*having_room: str) -> Callable[[Waiter], Sequence[Candidate]]:
-    return lambda waiter: [c for c in waiter.candidates if c.instance in having_room]
+def test_a_call_gets_its_own_wording_of_a_candidate() -> None:
+    """Two clients that spell one model differently share a want, and each is served as it spelt it."""
+    wants = Wants(Roster())
+    lower = (Candidate(instance="alpha", model="m:latest", spelt="m"),)
+    upper = (Candidate(instance="alpha", model="M:latest", spelt="M"),)
+    first, second = wants.of(lower), wants.of(upper)
+    assert first is second
+    one, other = (Waiter(Ticket(candidates=c), first, Caller("amy"), 0.0) for c in (lower, upper))
+    assert (one.own(lower[0]).spelt, other.own(lower[0]).spelt) == ("m", "M")
 
 
-def test_first_come_is_first_served_with_its_best_candidate() -> None:
-    first, second = waiter("alpha", "beta"), waiter("beta", "alpha")
-    choices = FirstCome().choose([first, second], offering("alpha", "beta"))
-    assert [(who, c.instance) for who, c in choices] == [(first, "alpha"), (second, "beta")]
-
-
-def test_a_call_that_cannot_go_lets_others_by_to_instances_it_does_not_want() -> None:
-    stuck, free_to_go = waiter("alpha"), waiter("beta")
-    choices = FirstCome().choose([stuck, free_to_go], offering("beta"))
-    assert [who for who, _ in choices] == [free_to_go]
-
-
-def test_the_order_looks_no_further_than_it_is_asked_to() -> None:
-    looked_at: list[Waiter] = []
-
-    def options(waiter: Waiter) -> Sequence[Candidate]:
-        looked_at.append(waiter)
-        return waiter.candidates
-
-    line = [waiter("alpha") for _ in range(5)]
-    next(FirstCome().choose(line, options))
-    assert looked_at == line[:1]
-
-
-def test_only_the_lowest_tier_with_a_fit_instance_is_eligible() -> None:
-    chain = [candidate("beta", tier=1), candidate("alpha", tier=0), candidate("gamma", tier=2)]
-    assert names(eligible(chain, some_instances("alpha", "beta", "gamma"), 0.0)) == ["alpha"]
-    assert names(eligible(chain, some_instances("alpha", "beta", "gamma", drain="alpha"), 0.0)) == ["beta"]
-    assert names(eligible(chain, some_instances("gamma"), 0.0)) == ["gamma"]
-    assert eligible(chain, some_instances("delta"), 0.0) == []
-
-
-def test_being_busy_is_no_reason_for_the_next_tier() -> None:
-    instances = some_instances("alpha", "beta", limit=1)
-    instances["alpha"].held = 1
-    chain = [candidate("alpha", tier=0), candidate("beta", tier=1)]
-    assert names(eligible(chain, instances, 0.0)) == ["alpha"]
-    assert free(chain, instances, 0.0, lambda: 0.5) == []
-
-
-def test_the_least_loaded_goes_first_then_rank_then_chance() -> None:
-    instances = some_instances("alpha", "beta", "gamma")
-    ranked = [candidate("alpha", rank=1), candidate("beta"), candidate("gamma", rank=1)]
-    chances = iter([0.9, 0.5, 0.1])
-    assert names(free(ranked, instances, 0.0, lambda: next(chances))) == ["beta", "gamma", "alpha"]
-    instances["beta"].held = 1
-    assert names(free(ranked, instances, 0.0, lambda: 0.5))[-1] == "beta"
+def test_an_outlook_reads_as_a_sentence() -> None:
+    assert str(Outlook(3, 11.6, "waiting for m on alpha")) == "position 3, about 12 s: waiting for m on alpha"

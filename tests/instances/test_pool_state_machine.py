@@ -7,7 +7,8 @@ meets a cancellation, a limit or a time-out.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hypothesis import settings
@@ -21,13 +22,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from gateway.call import Candidate
+from gateway.call import Candidate, Priority
 from gateway.config import Config
 from gateway.errors import (
     CallTimeout,
     CapacityError,
     ConnectFailed,
     ConnectionLost,
+    DeadlineUnreachable,
     FirstTokenTimeout,
     LineFull,
     LineTimeout,
@@ -35,10 +37,13 @@ from gateway.errors import (
     Refused,
     UpstreamError,
 )
-from gateway.instances import FirstCome, Instance, Lease, LeaseState, Pool, Waiter
+from gateway.instances import Contents, Instance, Lease, LeaseState, Placement, Pool, Roster, Ticket, Waiter
 
 Settings = dict[str, int]
 NAMES = ("alpha", "beta", "gamma")
+MODELS = ("m:latest", "n:latest")
+CALLERS = ("amy", "bob")
+CAP = 3  # calls of one caller at once
 ERRORS: tuple[Callable[[str], UpstreamError], ...] = (
     lambda name: ConnectFailed(name, "refused"),
     lambda name: ConnectionLost(name, "reset"),
@@ -77,42 +82,67 @@ class Caller:
     cancelled: bool = False
 
 
-class Watched(FirstCome):
-    """First come first served, with a look over its shoulder at every grant."""
+class Watched(Placement):
+    """The order, with a look over its shoulder at every grant."""
 
-    def __init__(self) -> None:
-        self.granted: list[Waiter] = []
-        self.instances: Callable[[], dict[str, Instance]] = dict
-        self.now: Callable[[], float] = lambda: 0.0
+    grants: list[Waiter]
+    now: Callable[[], float]
+    jumped: Callable[[], bool]
 
-    def wanted(self, waiter: Waiter) -> set[str]:
-        """The instances that could serve it now, full or not; told apart from what the line itself computes."""
-        tiers: dict[int, set[str]] = {}
-        for c in waiter.candidates:
+    def instances(self) -> dict[str, Instance]:
+        return {one.name: one for one in self._roster._at if one is not None}
+
+    def wanted(self, waiter: Waiter) -> dict[str, str]:
+        """The model it would use on each instance that could serve it now, full or not; told apart from what the
+        order itself computes.
+        """
+        tiers: dict[int, dict[str, str]] = {}
+        for c in waiter.ticket.candidates:
             instance = self.instances().get(c.instance)
             if instance and instance.state(self.now()) in ("unknown", "healthy", "half_open") and self.fit(instance):
-                tiers.setdefault(c.tier, set()).add(c.instance)
-        return tiers[min(tiers)] if tiers else set()
+                tiers.setdefault(c.tier, {})[c.instance] = f"{c.model}:latest"
+        return tiers[min(tiers)] if tiers else {}
 
     def fit(self, instance: Instance) -> bool:
         return instance.breaker.until is None or instance.breaker._trial is None
 
-    def room(self, name: str) -> bool:
+    def room(self, name: str, model: str) -> bool:
+        """Whether it could take a call for a model that it holds."""
         instance = self.instances()[name]
-        return instance.held + instance.draining < instance.limit
+        free = instance.held + instance.draining < instance.limit
+        return free and (not instance.memory.tells or instance.takes(model))
 
-    def choose(
-        self, waiting: Iterable[Waiter], options: Callable[[Waiter], Sequence[Candidate]]
-    ) -> Iterator[tuple[Waiter, Candidate]]:
-        line = list(waiting)
-        for waiter, candidate in super().choose(line, options):
-            assert candidate.instance in self.wanted(waiter)
-            assert self.room(candidate.instance), "granted beyond the limit"
-            for earlier in line[: line.index(waiter)]:
-                overtaken = earlier.outcome is None and candidate.instance in self.wanted(earlier)
-                assert not overtaken, "an earlier call wanted the same instance"
-            self.granted.append(waiter)
-            yield waiter, candidate
+    def arrives(self, waiter: Waiter, now: float) -> Candidate | None:
+        candidate = super().arrives(waiter, now)
+        if candidate is not None:
+            self.check(waiter, candidate)
+        return candidate
+
+    def serves(self, instance: Instance, now: float) -> tuple[Waiter, Candidate] | None:
+        turn = super().serves(instance, now)
+        if turn is not None:
+            assert turn[1].instance == instance.name
+            self.check(*turn)
+        return turn
+
+    def check(self, waiter: Waiter, candidate: Candidate) -> None:
+        model = f"{candidate.model}:latest"
+        if not self.jumped():  # else a cool-down may have ended, and its timer not run
+            assert self.wanted(waiter)[candidate.instance] == model
+        instance = self.instances()[candidate.instance]
+        assert instance.held + instance.draining < instance.limit, "granted beyond the limit"
+        assert instance.memory.running(model) < instance.slots(model), "granted beyond the model's slots"
+        assert model not in instance.gives_up, "granted what is being given up"
+        assert waiter.wants
+        assert waiter.caller.running < CAP, "granted beyond the caller's cap"
+        for other in self.waiting():
+            same = (other.caller, other.want, other.priority) == (waiter.caller, waiter.want, waiter.priority)
+            assert not (same and other.wants and other.since < waiter.since), "its own caller's earlier call waits"
+        self.grants.append(waiter)
+
+    def waiting(self) -> list[Waiter]:
+        wants = dict.fromkeys(want for demand in self._demands.values() for want in demand.wants)
+        return [waiter for want in wants for waiter in want.waiting()]
 
 
 class Silent:
@@ -138,7 +168,7 @@ candidates = st.lists(
     st.builds(
         Candidate,
         instance=st.sampled_from(("alpha", "alpha", *NAMES)),
-        model=st.just("m"),
+        model=st.sampled_from("mmn"),
         tier=st.sampled_from((0, 0, 1)),
         rank=st.integers(0, 1),
     ),
@@ -152,23 +182,27 @@ class PoolMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = VirtualLoop()
-        self.order = Watched()
         self.callers: list[Caller] = []
         self.seen: dict[int, Instance] = {}
         self.jumped = False
 
     @initialize(pool=first_pools, chance=st.floats(0.0, 0.99))
     def begin(self, pool: dict[str, Settings], chance: float) -> None:
-        self.order.now = self.loop.time
+        config = self.config(pool, max_calls=8)
+
+        def order(roster: Roster, config: Config) -> Watched:
+            self.order = Watched(roster, config.line, lambda: chance)
+            self.order.grants, self.order.now, self.order.jumped = [], self.loop.time, lambda: self.jumped
+            return self.order
+
         self.pool = Pool(
-            self.config(pool, max_calls=8),
+            config,
             now=self.loop.time,
             later=self.loop.call_later,
             random=lambda: chance,
             observer=Silent(),
-            order=self.order,
+            order=order,
         )
-        self.order.instances = lambda: dict(self.pool.instances)
         self.look()
 
     def config(self, pool: dict[str, Settings], *, max_calls: int) -> Config:
@@ -184,7 +218,17 @@ class PoolMachine(RuleBasedStateMachine):
         return Config.model_validate(
             {
                 "instances": instances,
-                "line": {"max_calls": max_calls, "max_bytes": 500, "drain_grace": 5.0},
+                "line": {
+                    "max_calls": max_calls,
+                    "max_calls_per_caller": 6,
+                    "max_running_per_caller": CAP,
+                    "max_bytes": 500,
+                    "drain_grace": 5.0,
+                    "hold": 7.0,
+                    "ageing": 3.0,
+                    "switch_after": 4.0,
+                    "keep_loaded": 4.0,
+                },
                 "breaker": {"failures": 2, "connects": 2, "cooldown": 4.0, "max_cooldown": 10.0},
                 "health": {"fall": 2, "rise": 2},
             }
@@ -196,25 +240,41 @@ class PoolMachine(RuleBasedStateMachine):
 
     # What can happen
 
-    @rule(wishes=st.lists(candidates, min_size=2, max_size=6), patience=st.sampled_from([1.0, 10.0, 100.0, 100.0]))
-    def arrive(self, wishes: list[tuple[Candidate, ...]], patience: float) -> None:
+    @rule(
+        wishes=st.lists(candidates, min_size=2, max_size=6),
+        patience=st.sampled_from([1.0, 10.0, 100.0, 100.0]),
+        owner=st.sampled_from(CALLERS),
+        priority=st.sampled_from(Priority),
+        late=st.booleans(),
+    )
+    def arrive(
+        self, wishes: list[tuple[Candidate, ...]], patience: float, owner: str, priority: Priority, late: bool
+    ) -> None:
         for candidates in wishes:
-            self.one_arrives(candidates, size=10 * len(self.callers) % 130, patience=patience)
+            size, deadline = 10 * len(self.callers) % 130, self.loop.time() + 5.0 if late else None
+            ticket = Ticket(candidates=candidates, size=size, caller=owner, priority=priority, deadline=deadline)
+            self.one_arrives(ticket, patience)
 
-    @rule(count=st.integers(2, 6))
-    def a_crowd_arrives_that_all_want_the_same(self, count: int) -> None:
+    @rule(count=st.integers(2, 6), owner=st.sampled_from(CALLERS), model=st.sampled_from("mn"))
+    def a_crowd_arrives_that_all_want_the_same(self, count: int, owner: str, model: str) -> None:
         for _ in range(count):
-            self.one_arrives((Candidate(instance="alpha", model="m"),), size=1, patience=100.0)
+            self.one_arrives(
+                Ticket(candidates=(Candidate(instance="alpha", model=model),), size=1, caller=owner), 100.0
+            )
 
-    def one_arrives(self, candidates: tuple[Candidate, ...], *, size: int, patience: float) -> None:
+    @rule(owner=st.sampled_from(CALLERS))
+    def one_comes_back_that_was_in_line_before(self, owner: str) -> None:
+        since = self.loop.time() - 2.0
+        self.one_arrives(Ticket(candidates=(Candidate(instance="alpha", model="m"),), caller=owner, since=since), 100.0)
+
+    def one_arrives(self, ticket: Ticket, patience: float) -> None:
         if self.jumped:
             self.turn()  # overdue timers first: what follows looks at one arrival alone
-        coroutine = self.pool.lease(candidates, size=size, patience=patience)
-        caller = Caller(size, self.loop.create_task(coroutine))
-        before = set(self.pool._line._waiting)
+        caller = Caller(ticket.size, self.loop.create_task(self.pool.lease(ticket, patience=patience)))
+        before = set(self.pool._line)
         self.callers.append(caller)
         self.turn()
-        joined = set(self.pool._line._waiting) - before
+        joined = set(self.pool._line) - before
         assert len(joined) <= 1
         caller.waiter = joined.pop() if joined else None
         assert caller.waiter or caller.task.done(), "a call that does not wait is answered without suspending"
@@ -307,6 +367,11 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.reconcile(config.model_copy(update={"instances": changed}))
         assert dict(self.pool.instances) == before, "a new limit keeps the instance"
 
+    @rule(name=st.sampled_from(NAMES), loaded=st.sets(st.sampled_from(MODELS)), late=st.booleans())
+    def an_instance_tells_what_it_holds(self, name: str, loaded: set[str], late: bool) -> None:
+        contents = Contents(dict.fromkeys(MODELS, 5), dict.fromkeys(loaded, 7), frozenset(MODELS[1:]))
+        self.pool.told(name, contents, self.loop.time() - (2.0 if late else 0.0))
+
     @rule(name=st.sampled_from(NAMES), ok=st.booleans(), times=st.integers(1, 2))
     def probe(self, name: str, ok: bool, times: int) -> None:
         for _ in range(times):
@@ -330,12 +395,12 @@ class PoolMachine(RuleBasedStateMachine):
 
     def leases(self) -> list[Lease]:
         """Every lease ever granted."""
-        return [w.outcome for w in self.order.granted if isinstance(w.outcome, Lease)]
+        return [w.outcome for w in self.order.grants if isinstance(w.outcome, Lease)]
 
     @invariant()
     def every_lease_is_counted_once(self) -> None:
         leases = self.leases()
-        assert len(leases) == len(self.order.granted), "granted and then lost"
+        assert len(leases) == len(self.order.grants), "granted and then lost"
         for instance in self.seen.values():
             mine = [lease.state for lease in leases if lease.instance is instance]
             assert instance.held == mine.count(LeaseState.HELD)
@@ -351,18 +416,59 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def the_line_holds_exactly_those_who_wait(self) -> None:
         waiting = [c for c in self.pending() if c.waiter and c.waiter.outcome is None]
-        assert list(self.pool._line._waiting) == [c.waiter for c in waiting]
+        assert list(self.pool._line) == [c.waiter for c in waiting]
         assert self.pool.depth == len(waiting)
         assert self.pool.held_bytes == sum(c.size for c in waiting)
         heads = [c.waiter.since for c in waiting if c.waiter]
         assert self.pool.oldest == (self.loop.time() - heads[0] if heads else 0.0)
 
     @invariant()
+    def the_order_keeps_exactly_those_who_wait(self) -> None:
+        kept = self.order.waiting()
+        assert set(kept) <= set(self.pool._line)
+        assert {waiter for waiter in self.pool._line if waiter.wants} <= set(kept)
+        for model, demand in self.order._demands.items():
+            assert demand.waiting == sum(model in waiter.want.models for waiter in kept)
+
+    @invariant()
+    def every_caller_is_counted_exactly(self) -> None:
+        running = Counter(w.caller.name for w in self.order.grants if _held(w))
+        waiting = Counter(w.caller.name for w in self.pool._line)
+        assert {c.name: (c.running, c.waiting) for c in self.pool.busiest_callers(9) if c.running or c.waiting} == {
+            name: (running[name], waiting[name]) for name in running.keys() | waiting.keys()
+        }
+
+    @invariant()
+    def memory_counts_what_runs(self) -> None:
+        for instance in self.seen.values():
+            mine = [one for one in self.leases() if one.instance is instance and one.state is not LeaseState.FREE]
+            running = Counter(lease.model for lease in mine)
+            for model, resident in instance.memory.residents.items():
+                assert resident.running <= running[model]
+                assert not resident.loading or resident.running
+
+    @invariant()
     def nobody_waits_for_what_is_free_or_for_what_cannot_come(self) -> None:
-        for waiter in [] if self.jumped else self.pool._line:
-            wanted = self.order.wanted(waiter)
-            assert wanted, "waits in vain"
-            assert not any(self.order.room(name) for name in wanted), "waits although there is room"
+        for waiter in [] if self.jumped else [one for one in self.pool._line if one.wants]:
+            wanted, names = self.order.wanted(waiter), {c.instance for c in waiter.ticket.candidates}
+            awaited = [
+                one for one in self.pool.instances.values() if one.name in names and one.awaited(self.loop.time())
+            ]
+            assert wanted or awaited, "waits in vain"
+            if waiter.caller.running < CAP:
+                free = [name for name, model in wanted.items() if self.ready(name, model)]
+                assert not free, "waits although there is room where its model is"
+
+    def ready(self, name: str, model: str) -> bool:
+        return self.pool.instances[name].memory.holds(model) and self.order.room(name, model)
+
+    @invariant()
+    def a_promise_is_kept_or_taken_back(self) -> None:
+        promised = {demand.promised.name for demand in self.order._demands.values() if demand.promised}
+        owing = {one.name for one in self.pool.instances.values() if one.owes}
+        assert owing <= promised
+        for demand in self.order._demands.values():
+            assert demand.promised is None or demand.promised.owes == demand.model
 
     @invariant()
     def a_trial_is_a_call_under_way(self) -> None:
@@ -379,7 +485,7 @@ class PoolMachine(RuleBasedStateMachine):
     def a_caller_gets_a_lease_or_a_word_why_not(self) -> None:
         for caller in self.callers:
             if caller.task.done() and not caller.task.cancelled() and (error := caller.task.exception()):
-                assert isinstance(error, LineFull | LineTimeout | NoInstance)
+                assert isinstance(error, LineFull | LineTimeout | NoInstance | DeadlineUnreachable)
                 assert isinstance(error, CapacityError)
                 assert 1.0 <= (error.retry_after or 0.0) <= 30.0
             assert not caller.task.done() or caller.task.cancelled() is caller.cancelled
@@ -400,15 +506,21 @@ class PoolMachine(RuleBasedStateMachine):
             for lease in self.owned():
                 lease.release()
             self.loop.turn()
-        for _ in range(4):
+        for _ in range(8):
             self.loop.seconds += 20.0
             self.loop.settle()
         self.jumped = False
         self.every_lease_is_counted_once()
         self.the_line_holds_exactly_those_who_wait()
+        assert not self.order.waiting()
+        assert not any(one.owes for one in self.pool.instances.values())
         assert all(lease.state is LeaseState.FREE for lease in self.leases())
         assert (self.pool.depth, self.pool.held_bytes, self.pool.oldest) == (0, 0, 0.0)
         assert self.loop.timers() == []
+
+
+def _held(waiter: Waiter) -> bool:
+    return isinstance(waiter.outcome, Lease) and waiter.outcome.state is LeaseState.HELD
 
 
 def _granted(task: asyncio.Task[Lease]) -> bool:

@@ -190,7 +190,7 @@ async def test_nothing_of_the_clients_headers_but_what_is_meant_to_reaches_the_i
         await house.chat(
             model=CODER, Authorization="Bearer secret", Cookie="a=b", Origin="http://evil", User_Agent="me/1"
         )
-        seen = house.simulator("coding").requests[-1]
+        seen = house.seen("coding")
         assert seen.header("authorization") is None
         assert seen.header("cookie") is None
         assert seen.header("origin") is None

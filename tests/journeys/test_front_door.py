@@ -201,7 +201,7 @@ async def test_a_page_that_may_not_call_starts_nothing_and_a_program_with_an_ori
 async def test_origin_and_referer_stay_here() -> None:
     async with one() as house:
         await house.chat(Origin=PAGE, Referer=f"{PAGE}/chat")
-        seen = house.simulator("alpha").requests[-1]
+        seen = house.seen("alpha")
         assert (seen.header("origin"), seen.header("referer")) == (None, None)
 
 
@@ -224,7 +224,7 @@ async def test_a_body_of_three_megabytes_waits_for_the_go_ahead_and_expect_stays
         await wire.until(b"HTTP/1.1 100 Continue\r\n\r\n")
         await wire.send(body)
         assert b"HTTP/1.1 200 " in await wire.until(b"fine")
-        assert house.simulator("alpha").requests[-1].header("expect") is None
+        assert house.seen("alpha").header("expect") is None
 
 
 async def test_an_offer_of_http_2_is_passed_over_and_a_websocket_is_426() -> None:
@@ -330,7 +330,7 @@ async def test_an_alias_serves_every_dialect_and_is_told(path: str, body: dict[s
         assert (reply.status, reply.instance) == (200, "coding"), reply.body
         told = f"model {CODER} stands in for {body['model']}"
         assert reply.headers["x-gateway-substituted"] == told == house.last_line()["substituted"]
-        assert json.loads(house.simulator("coding").requests[-1].body)["model"] == CODER
+        assert json.loads(house.seen("coding").body)["model"] == CODER
 
 
 async def test_aliases_are_not_listed() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 
 import pytest
@@ -24,7 +23,7 @@ def generating(simulator: Simulator) -> int:
 
 async def told(house: House, simulator: Simulator) -> None:
     """The simulator has seen its client leave, and the log says that nobody was to blame."""
-    await simulator.until(lambda: simulator.requests[-1].left_at is not None)
+    await simulator.until(lambda: house.seen("alpha").left_at is not None)
     await house.quiet()
     line = house.last_line()
     assert (line["status"], line["reason"]) == (499, "client_cancelled")
@@ -182,11 +181,10 @@ async def test_a_call_that_left_before_its_first_token_counts_as_busy_until_the_
 
 async def test_a_hundred_clients_that_leave_at_any_moment_leave_nothing_behind() -> None:
     async with House(
-        {"alpha": Behaviour(first_token=0.01, per_second=500), "beta": Behaviour(per_second=500)}
+        {"alpha": Behaviour(first_token=0.01, per_second=500), "beta": Behaviour(per_second=500)}, warm=True
     ) as house:
-        body = json.dumps(ask(PROMPT, model=MODEL, stream=True, max_tokens=20)).encode()
         for count in range(100):
-            async with house.asking(json.loads(body)) as wire:
+            async with house.asking(ask(f"{PROMPT} {count}", model=MODEL, stream=True, max_tokens=20)) as wire:
                 if count % 3 == 1:
                     await wire.until(b"HTTP/1.1 200")
                 elif count % 3 == 2:
@@ -194,4 +192,5 @@ async def test_a_hundred_clients_that_leave_at_any_moment_leave_nothing_behind()
                 wire.leave()
         await house.quiet()
         for simulator in house.simulators.values():
+            assert generating(simulator)
             assert simulator.peak <= 4

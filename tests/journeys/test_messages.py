@@ -79,7 +79,7 @@ async def test_what_claude_code_sends_reaches_the_instance_untouched() -> None:
         )
         reply = await house.post(PATH, body, anthropic_version="2099-01-01", anthropic_beta="x", x_api_key="secret")
         assert reply.status == 200
-        seen = house.simulator("alpha").requests[-1]
+        seen = house.seen("alpha")
         assert json.loads(seen.body) == body
         assert seen.header("x-api-key") is None
 

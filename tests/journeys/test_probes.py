@@ -23,7 +23,7 @@ async def test_an_instance_that_goes_away_is_taken_out_and_comes_back_by_itself(
 
 
 async def test_with_nobody_up_it_is_not_ready_and_a_call_is_503_with_the_reason() -> None:
-    async with House({"alpha": Behaviour()}, QUICK) as house:
+    async with House({"alpha": Behaviour()}, QUICK | {"line": {"hold": 0}}) as house:
         house.simulator("alpha").faults.arm("refuse", times=None)
         await house.until(lambda: house.engine.pool.instances["alpha"].state(0) == "down")
         assert (await house.get("/readyz")).status == 503

@@ -46,7 +46,7 @@ def with_limit(house: House, name: str, limit: int) -> list[dict[str, Any]]:
 
 async def test_a_reload_under_load_touches_no_call() -> None:
     behaviour = Behaviour(parallel=8, per_second=300)
-    async with House({"alpha": behaviour, "beta": behaviour}) as house:
+    async with House({"alpha": behaviour, "beta": behaviour}, warm=True) as house:
         given = reloadable(house)
         calls = [asyncio.create_task(house.chat(f"{n}", stream=True), name=f"call {n}") for n in range(16)]
         for limit in range(1, 9):
@@ -54,6 +54,7 @@ async def test_a_reload_under_load_touches_no_call() -> None:
             assert house.engine.reload()
             await house.chat("between")
         replies = await asyncio.gather(*calls)
+        assert {reply.instance for reply in replies} == {"alpha", "beta"}
         assert all(reply.status == 200 and reply.events[-1] == "[DONE]" for reply in replies)
 
 
@@ -89,7 +90,7 @@ async def test_an_instance_that_is_removed_finishes_what_it_has_and_gets_no_more
 
 
 async def test_an_instance_that_is_added_is_asked_for_its_models_and_used() -> None:
-    async with House({"alpha": Behaviour(), "beta": Behaviour()}) as house:
+    async with House({"alpha": Behaviour(), "beta": Behaviour()}, warm=True) as house:
         given = reloadable(house)
         everything = with_limit(house, "", 4)
         given.keys = {"instances": everything[:1]}
@@ -97,7 +98,7 @@ async def test_an_instance_that_is_added_is_asked_for_its_models_and_used() -> N
         given.keys = {"instances": everything}
         assert house.engine.reload()
         await house.until(lambda: house.engine.catalog.has("beta", "llama3.1:8b"))
-        seen = {(await house.chat()).instance for _ in range(40)}
+        seen = {(await house.chat(f"say: {number}")).instance for number in range(40)}
         assert seen == {"alpha", "beta"}
 
 

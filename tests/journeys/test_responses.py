@@ -82,7 +82,7 @@ async def test_auto_and_a_task_choose_as_anywhere() -> None:
             reply = await house.post(path, body, **more)
             assert (reply.status, reply.headers["x-gateway-route"]) == (200, "by-task")
             assert house.last_line()["task"] == "reasoning"
-        sent = json.loads(house.simulator("alpha").requests[-1].body)
+        sent = json.loads(house.seen("alpha").body)
         assert sent == {**asked(), "model": MODEL}
 
 
@@ -90,7 +90,7 @@ async def test_an_unknown_field_reaches_the_instance() -> None:
     async with one() as house:
         body = asked(store=True, include=["reasoning.encrypted_content"], client_metadata={"a": 1})
         assert (await house.post(PATH, body)).status == 200
-        assert json.loads(house.simulator("alpha").requests[-1].body) == body
+        assert json.loads(house.seen("alpha").body) == body
 
 
 @pytest.mark.parametrize("more", [{"previous_response_id": "resp_1"}, {"conversation": "conv_1"}, {"model": None}])
@@ -205,7 +205,7 @@ async def test_a_compressed_body_is_read_and_sent_on_as_it_was(name: str, compre
         body = json.dumps(asked(stream=True)).encode()
         reply = await house.post(PATH, compress(body), content_encoding=name)
         assert events(reply)[-1]["type"] == "response.completed"
-        seen = house.simulator("alpha").requests[-1]
+        seen = house.seen("alpha")
         assert (seen.body, seen.header("content-encoding")) == (body, None)
 
 
@@ -238,7 +238,7 @@ async def test_a_form_reaches_the_instance_as_it_came() -> None:
     async with one(EARS) as house:
         reply = await transcribed(house, model=EAR.name, prompt="say: hello")
         assert (reply.status, reply.json) == (200, {"text": "hello"})
-        seen = house.simulator("alpha").requests[-1]
+        seen = house.seen("alpha")
         assert seen.body == form(model=EAR.name, prompt="say: hello")
 
 
@@ -246,7 +246,7 @@ async def test_auto_finds_a_model_that_hears() -> None:
     async with one(EARS) as house:
         reply = await transcribed(house, model="auto", prompt="say: hello")
         assert (reply.status, reply.headers["x-gateway-model"]) == (200, EAR.name)
-        assert house.simulator("alpha").requests[-1].body == form(model=EAR.name, prompt="say: hello")
+        assert house.seen("alpha").body == form(model=EAR.name, prompt="say: hello")
 
 
 async def test_text_is_sent_as_text_and_never_kept() -> None:

@@ -23,7 +23,7 @@ def one(limit: int = 1, **config: object) -> House:
 async def test_an_instance_is_never_given_more_calls_than_it_can_take() -> None:
     behaviour = Behaviour(parallel=8, first_token=0.002, per_second=2000)
     limits = {"alpha": {"max_concurrent": 2}, "beta": {"max_concurrent": 1}}
-    async with House({"alpha": behaviour, "beta": behaviour}, instances=limits) as house:
+    async with House({"alpha": behaviour, "beta": behaviour}, instances=limits, warm=True) as house:
         replies = await asyncio.gather(*(house.chat(f"{n}", stream=n % 2 == 0) for n in range(24)))
         assert {reply.status for reply in replies} == {200}
         assert house.simulator("alpha").peak <= 2
@@ -81,12 +81,13 @@ async def test_who_waited_the_whole_allowance_is_told_429() -> None:
             await holder.until(b"data: ")
             reply = await house.chat()
             assert (reply.status, reply.json["error"]["code"]) == (429, "line_timeout")
+            assert "timeouts.line" in reply.json["error"]["message"]
             holder.leave()
 
 
 async def test_a_waiting_call_takes_whichever_instance_comes_free_first() -> None:
     limits = {"alpha": {"max_concurrent": 1}, "beta": {"max_concurrent": 1}}
-    async with House({"alpha": Behaviour(), "beta": Behaviour()}, instances=limits) as house:
+    async with House({"alpha": Behaviour(), "beta": Behaviour()}, instances=limits, warm=True) as house:
         for simulator in house.simulators.values():
             simulator.faults.arm("hang_mid_stream", **HANG)
         async with house.asking(ask("x", stream=True)) as first, house.asking(ask("x", stream=True)) as second:
@@ -107,7 +108,7 @@ async def test_a_stream_that_waits_beyond_the_hold_is_committed_and_kept_alive()
         async with house.asking(ask("x", stream=True)) as holder, house.asking(ask("say: now", stream=True)) as waiting:
             await holder.until(b"data: ")
             await waiting.until(b"200 OK")
-            await waiting.until(b": keep-alive\n")
+            await waiting.until(b": keep-alive; in line: position 1, about ")
             assert b"data: " not in waiting.seen
             holder.leave()
             await waiting.until(b"data: [DONE]")

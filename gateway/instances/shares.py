@@ -1,0 +1,412 @@
+"""Whose turn is it? Between classes, between callers, between the calls of one caller: all of it fair, and O(log n).
+
+*Classes*: interactive before normal before batch; a class that waits for `ageing` seconds without a turn is moved up
+one for its next call, so that none starves and each keeps its meaning. *Callers* within a class: deficit round robin by
+weight. The deficit is kept as virtual time (`Turns`), because an instance takes only the part of the line whose models
+it holds, and a round over part of the line is no round. *Calls* of one caller: the earlier first.
+
+A `Want` is all waiting calls that may go to the same places, and callers take turns within it; where an instance could
+take calls of several wants, they take turns there, too. What a caller had anywhere counts everywhere, within bounds;
+whoever comes anew begins where the others are. So a flood delays a newcomer by what runs, and no more.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import count, islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from gateway.call import Candidate, Priority, model_key
+from gateway.config import LineConfig
+from gateway.instances.roster import Roster
+
+if TYPE_CHECKING:
+    from gateway.instances.line import Waiter
+
+MAX_WANTS = 512
+MAX_IDLE = 1024  # callers that are remembered, besides those that have calls here
+MAX_LAG = 60.0  # seconds of service by weight
+
+NEVER = float("inf")
+
+
+class Caller:
+    """One of those who share the line. `tag` is its virtual time: the seconds of service it has had, by weight, counted
+    from where the others were when it began. `levels` are the places its calls wait at.
+    """
+
+    __slots__ = ("allowed", "levels", "name", "running", "tag", "waiting", "weight")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.weight = 1.0
+        self.allowed: int | None = None  # calls at once; None: as many as there is room for
+        self.tag = 0.0
+        self.running = 0
+        self.waiting = 0
+        self.levels: dict[Level, None] = {}
+
+    @property
+    def capped(self) -> bool:
+        return self.allowed is not None and self.running >= self.allowed
+
+    def charge(self, seconds: float) -> None:
+        """It had that much service; below 0, it had less than it was charged."""
+        self.tag += seconds / self.weight
+
+
+class Turns:
+    """One place where callers take turns: who has the lowest `start` goes next.
+
+    `time` is where the last turn began. Nobody starts before it, so nothing is saved up by idling, or by waiting for
+    something slow elsewhere; and nobody starts more than `MAX_LAG` after it, so that what one had elsewhere counts, but
+    does not shut it out here.
+    """
+
+    __slots__ = ("time",)
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def start(self, caller: Caller) -> float:
+        return min(max(caller.tag, self.time), self.time + MAX_LAG)
+
+    def take(self, caller: Caller) -> float:
+        """The caller has its turn; where that starts."""
+        self.time = self.start(caller)
+        return self.time
+
+
+class Callers:
+    """All who have calls running or waiting, and `MAX_IDLE` who had, so that what they had still counts."""
+
+    def __init__(self) -> None:
+        self._by_name: OrderedDict[str, Caller] = OrderedDict()  # the longest idle first, among those that are
+
+    def __len__(self) -> int:
+        """How many have calls running or waiting."""
+        return sum(bool(one.running or one.waiting) for one in self._by_name.values())
+
+    def __iter__(self) -> Iterator[Caller]:
+        return iter(self._by_name.values())
+
+    def joins(self, name: str) -> Caller:
+        """A call of this caller came."""
+        caller = self._by_name.get(name)
+        if caller is None:
+            caller = self._by_name[name] = Caller(name)
+            self._sweep()
+        caller.waiting += 1
+        return caller
+
+    def leaves(self, caller: Caller) -> None:
+        caller.waiting -= 1
+        self._rest(caller)
+
+    def begins(self, caller: Caller) -> None:
+        """One of its calls that waited, or has just come, was given a lease."""
+        caller.running += 1
+
+    def ends(self, caller: Caller, seconds: float) -> None:
+        """A call ended that took so much longer than it was charged; less than 0 where it was shorter."""
+        caller.charge(seconds)
+        self.allow(caller, caller.allowed, ended=1)
+        self._rest(caller)
+
+    def allow(self, caller: Caller, allowed: int | None, *, ended: int = 0) -> None:
+        """It may have so many calls at once from now on, and so many of those it had have ended."""
+        capped = caller.capped
+        caller.allowed, caller.running = allowed, caller.running - ended
+        if capped and not caller.capped:
+            for level in caller.levels:
+                level.note(caller)
+
+    def _rest(self, caller: Caller) -> None:
+        if not caller.waiting and not caller.running and caller.name in self._by_name:
+            self._by_name.move_to_end(caller.name)
+
+    def _sweep(self) -> None:
+        """Forget the longest idle of too many. As many are looked at as came, so this costs each of them one step."""
+        if len(self._by_name) <= MAX_IDLE:
+            return
+        for name in list(islice(self._by_name, 2)):
+            one = self._by_name[name]
+            if one.waiting or one.running:
+                self._by_name.move_to_end(name)
+            else:
+                del self._by_name[name]
+
+
+Entry = tuple[float, float, int, Caller]  # start, arrival of the first call, a number to tell two apart
+
+
+class Level:
+    """The waiting calls of one class of one want, by caller."""
+
+    __slots__ = ("_calls", "_heap", "_serial", "_turns", "callers", "turn_at")
+
+    def __init__(self, turns: Turns) -> None:
+        self.callers: dict[Caller, OrderedDict[Waiter, None]] = {}
+        self.turn_at = 0.0  # loop time of its last turn
+        self._calls: OrderedDict[Waiter, None] = OrderedDict()
+        self._turns = turns
+        self._heap: list[Entry] = []
+        self._serial = count()
+
+    @property
+    def oldest(self) -> float:
+        """When the first of its calls came."""
+        first = next(iter(self._calls), None)
+        return NEVER if first is None else first.since
+
+    def __iter__(self) -> Iterator[Waiter]:
+        return iter(self._calls)
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def add(self, waiter: Waiter) -> None:
+        """Among its caller's calls, by when they came."""
+        caller = waiter.caller
+        _insert(waiter, self._calls)
+        if caller in self.callers:
+            _insert(waiter, self.callers[caller])
+            return
+        self.callers[caller] = OrderedDict({waiter: None})
+        caller.levels[self] = None
+        self.note(caller)
+
+    def discard(self, waiter: Waiter) -> None:
+        caller = waiter.caller
+        calls = self.callers[caller]
+        del self._calls[waiter], calls[waiter]
+        if not calls:
+            del self.callers[caller]
+            del caller.levels[self]
+
+    def note(self, caller: Caller) -> None:
+        """`caller` takes part, or starts earlier than it did. That it starts later is found out when its turn comes."""
+        if len(self._heap) > 2 * len(self.callers) + 16:
+            self._heap = [self._entry(one) for one in self.callers]
+            heapq.heapify(self._heap)
+        else:
+            heapq.heappush(self._heap, self._entry(caller))
+
+    def head(self) -> Waiter | None:
+        """The first call of the caller whose turn it is; None where all that wait are at their cap."""
+        heap = self._heap
+        while heap:
+            tag, _, _, caller = heap[0]
+            start = self._turns.start(caller)
+            calls = self.callers.get(caller)
+            if calls is None or caller.capped:
+                heapq.heappop(heap)  # whoever comes back, or is no longer at its cap, is noted anew
+            elif tag != start:
+                heapq.heapreplace(heap, self._entry(caller))
+            else:
+                return next(iter(calls))
+        return None
+
+    def _entry(self, caller: Caller) -> Entry:
+        """Of two that had the same, whoever came first."""
+        return self._turns.start(caller), next(iter(self.callers[caller])).since, next(self._serial), caller
+
+
+class Turn(NamedTuple):
+    """Whose turn it is, and of which class it counts: the lower goes first."""
+
+    level: int
+    waiter: Waiter
+
+
+def position(waiter: Waiter, wants: Iterable[Want]) -> int:
+    """How many calls are to go before `waiter`, it included, if all go on as it looks and take equally long: those of
+    higher classes, of its own caller those that came before, of every other as many as its weight gives it until then.
+    """
+    own, weight = waiter.caller, waiter.caller.weight
+    higher: Counter[Caller] = Counter()
+    others: Counter[Caller] = Counter()
+    before = 0
+    for want in wants:
+        before += want.before(waiter)
+        for level in range(waiter.priority):
+            for caller, calls in want.callers(level):
+                higher[caller] += len(calls)
+        for caller, calls in want.callers(waiter.priority):
+            others[caller] += len(calls)
+    turns = before + higher[own]
+    ahead = sum(higher.values()) + before
+    for caller, waiting in others.items():
+        if caller is not own:
+            until = (turns if caller.weight == weight else int(turns * caller.weight / weight)) + 1
+            ahead += max(0, min(waiting, until - higher.get(caller, 0)))
+    return ahead + 1
+
+
+class Tier(NamedTuple):
+    """Candidates that are as good as each other, by the place of their instance in the roster."""
+
+    mask: int
+    options: Mapping[int, Candidate]
+    models: Mapping[str, int]  # model -> the places that would use it
+    ranks: Sequence[int]  # the places of each rank, the best rank first
+
+
+class Want:
+    """All waiting calls with the same candidates."""
+
+    __slots__ = ("_levels", "_turns", "ageing", "candidates", "count", "models", "tiers")
+
+    def __init__(self, candidates: tuple[Candidate, ...], place: Callable[[str], int | None], ageing: float) -> None:
+        self.candidates = candidates
+        self.count = 0
+        self.models = tuple(dict.fromkeys(model_key(one.model) for one in candidates))
+        self.replace(place, ageing)
+        self._turns = Turns()
+        self._levels = tuple(Level(self._turns) for _ in Priority)
+
+    def replace(self, place: Callable[[str], int | None], ageing: float) -> None:
+        """The instances stand elsewhere, or other settings hold."""
+        self.ageing = ageing
+        self.tiers = _tiers(self.candidates, place)
+
+    def tier(self, fit: int) -> Tier | None:
+        """The first tier with a fit instance: a later one is for what is unhealthy, never for what is busy."""
+        return next((tier for tier in self.tiers if tier.mask & fit), None)
+
+    def join(self, waiter: Waiter) -> None:
+        self.count += 1
+        self._levels[waiter.priority].add(waiter)
+
+    def leave(self, waiter: Waiter) -> None:
+        """It was granted, refused, or went away."""
+        self.count -= 1
+        self._levels[waiter.priority].discard(waiter)
+
+    def granted(self, waiter: Waiter, seconds: float, now: float) -> None:
+        """It has its turn, which will usually take `seconds`."""
+        self._levels[waiter.priority].turn_at = now
+        waiter.caller.tag = max(waiter.caller.tag, self._turns.take(waiter.caller))
+        waiter.caller.charge(seconds)
+
+    def ended(self, caller: Caller) -> None:
+        """A call of its, granted from here, took less than it was charged."""
+        for level in self._levels:
+            if caller in level.callers:
+                level.note(caller)
+
+    def head(self, now: float) -> Turn | None:
+        """Whose turn it is of those that wait here."""
+        best: Turn | None = None
+        for priority, level in enumerate(self._levels):
+            if not level:
+                continue
+            counts_as = self._class(priority, level, now)
+            if best is not None and counts_as > best.level:
+                continue
+            head = level.head()
+            if head is not None and (best is None or self._before(counts_as, head, best)):
+                best = Turn(counts_as, head)
+        return best
+
+    def due(self) -> float:
+        """When the most pressing of them came; an interactive one counts as `ageing` earlier, a batch one as later."""
+        return min(level.oldest + (p - Priority.NORMAL) * self.ageing for p, level in enumerate(self._levels))
+
+    def oldest(self) -> float:
+        """When the first of them came."""
+        return min(level.oldest for level in self._levels)
+
+    def waiting(self) -> Iterator[Waiter]:
+        for level in self._levels:
+            yield from level
+
+    def callers(self, priority: int) -> Iterable[tuple[Caller, Collection[Waiter]]]:
+        """The callers of one class, and their calls."""
+        return self._levels[priority].callers.items()
+
+    def before(self, waiter: Waiter) -> int:
+        """How many calls of its caller and class are to go before `waiter`."""
+        calls = self._levels[waiter.priority].callers.get(waiter.caller)
+        if not calls:
+            return 0
+        last = next(reversed(calls))
+        if last is waiter or last.since < waiter.since:  # it has just come: no need to count
+            return len(calls) - (last is waiter)
+        return next((n for n, one in enumerate(calls) if one is waiter or one.since > waiter.since), len(calls))
+
+    def _class(self, priority: int, level: Level, now: float) -> int:
+        """What a class counts as: one better for each `ageing` it has waited for a turn."""
+        return priority and max(0, priority - int((now - max(level.oldest, level.turn_at)) / self.ageing))
+
+    def _before(self, level: int, waiter: Waiter, other: Turn) -> bool:
+        mine = (level, self._turns.start(waiter.caller), waiter.since)
+        return mine < (other.level, self._turns.start(other.waiter.caller), other.waiter.since)
+
+
+def _insert(waiter: Waiter, calls: OrderedDict[Waiter, None]) -> None:
+    """Put it where it belongs by when it came: at the end, or before all, but for one that was in line already."""
+    last = next(reversed(calls), waiter)
+    early = waiter.since < next(iter(calls), waiter).since
+    calls[waiter] = None
+    if early:
+        calls.move_to_end(waiter, last=False)
+    elif waiter.since < last.since:
+        for later in [one for one in calls if one.since > waiter.since]:
+            calls.move_to_end(later)
+
+
+class Wants:
+    """The wants there are: one for each set of candidates, whoever asks with it. Keeps the `MAX_WANTS` last used."""
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+        self._ageing = 0.0
+        self._by_content: OrderedDict[tuple[object, ...], Want] = OrderedDict()
+        self._by_identity: OrderedDict[int, tuple[tuple[Candidate, ...], Want]] = OrderedDict()
+
+    def of(self, candidates: tuple[Candidate, ...]) -> Want:
+        """The want of these candidates; at once where this very tuple was seen before."""
+        seen = self._by_identity.get(id(candidates))
+        if seen is not None:  # the tuple is kept, so its id is nobody else's
+            self._by_identity.move_to_end(id(candidates))
+            return seen[1]
+        content = tuple((one.instance, model_key(one.model), one.tier, one.rank) for one in candidates)
+        want = self._by_content.get(content)
+        if want is None:
+            want = self._by_content[content] = Want(candidates, self._roster.place, self._ageing)
+        self._by_content.move_to_end(content)
+        self._by_identity[id(candidates)] = candidates, want
+        for kept in (self._by_content, self._by_identity):
+            if len(kept) > MAX_WANTS:
+                kept.popitem(last=False)
+        return want
+
+    def replace(self, waited_for: Iterable[Want], config: LineConfig) -> None:
+        """Instances came or went, or other settings hold."""
+        self._ageing = config.ageing
+        self._by_content.clear()
+        self._by_identity.clear()
+        for want in waited_for:
+            want.replace(self._roster.place, config.ageing)
+
+
+def _tiers(candidates: Sequence[Candidate], place: Callable[[str], int | None]) -> tuple[Tier, ...]:
+    """The tiers, best first, of those candidates whose instance is in the pool."""
+    found: dict[int, tuple[dict[int, Candidate], dict[str, int], dict[int, int]]] = {}
+    for one in candidates:
+        at = place(one.instance)
+        options, models, ranks = found.setdefault(one.tier, ({}, {}, {}))
+        if at is None or at in options:
+            continue
+        model = model_key(one.model)
+        options[at] = one
+        models[model] = models.get(model, 0) | 1 << at
+        ranks[one.rank] = ranks.get(one.rank, 0) | 1 << at
+    return tuple(
+        Tier(sum(models.values()), options, models, [ranks[rank] for rank in sorted(ranks)])
+        for _, (options, models, ranks) in sorted(found.items())
+        if options
+    )
