@@ -55,6 +55,9 @@ class Bound:
     def granted(self, waiter: Waiter, instance: Instance, seconds: float, now: float) -> None:
         """First come first served needs no books."""
 
+    def ended(self, waiter: Waiter, instance: Instance, seconds: float) -> None:
+        """Nor here."""
+
     def reconfigure(self, config: LineConfig) -> None:
         """They have no settings."""
 

@@ -133,6 +133,9 @@ class Order(Protocol):
     def granted(self, waiter: Waiter, instance: Instance, seconds: float, now: float) -> None:
         """It was given a lease there, and such a call usually takes `seconds`."""
 
+    def ended(self, waiter: Waiter, instance: Instance, seconds: float) -> None:
+        """Its call took so much longer; less than 0 where it was shorter."""
+
     def outlook(self, waiter: Waiter, now: float) -> Outlook:
         """What one that waits may expect."""
 

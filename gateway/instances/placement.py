@@ -103,8 +103,15 @@ class Placement:
         self.config = config
         self._turns.clear()
 
+    def ended(self, waiter: Waiter, instance: Instance, seconds: float) -> None:
+        waiter.want.ended(waiter, seconds)
+        if turns := self._turns.get(instance.place):
+            turns.correct(waiter.caller, seconds)
+
     def granted(self, waiter: Waiter, instance: Instance, seconds: float, now: float) -> None:
-        self._turns.setdefault(instance.place, Turns()).take(waiter.caller)
+        turns = self._turns.setdefault(instance.place, Turns())
+        turns.come_in(waiter.caller)
+        turns.take(waiter.caller, seconds)
         waiter.want.granted(waiter, seconds, now)
 
     def look(self, now: float) -> Iterable[Instance]:
@@ -215,8 +222,9 @@ class Placement:
         return best
 
     def _key(self, turn: Turn, instance: Instance) -> tuple[int, float, float]:
-        turns = self._turns.get(instance.place)
-        return turn.level, turns.start(turn.waiter.caller) if turns else 0.0, turn.waiter.since
+        turns = self._turns.setdefault(instance.place, Turns())
+        turns.come_in(turn.waiter.caller)
+        return turn.level, turns.start(turn.waiter.caller), turn.waiter.since
 
     def _candidate(self, waiter: Waiter, instance: Instance) -> Candidate:
         tier = waiter.want.tier(self._roster.fit)

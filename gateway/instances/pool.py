@@ -258,9 +258,9 @@ class Pool:
             lease.position, lease.why = waiter.outlook.position, waiter.outlook.why
         seconds = instance.memory.service(lease.model)
         self._charges[lease] = waiter, seconds
-        self._callers.begins(waiter.caller)
-        self._leave(waiter)
         self._order.granted(waiter, instance, seconds, now)
+        self._callers.begins(waiter.caller, seconds)
+        self._leave(waiter)
         waiter.settle(lease)
         fit = self._roster.fit
         self._follow_breaker(instance, now)
@@ -274,10 +274,8 @@ class Pool:
             return
         waiter, seconds = charge
         caller, capped = waiter.caller, waiter.caller.capped
-        longer = self._clock.now() - lease.granted_at - seconds
-        self._callers.ends(caller, longer)
-        if longer < 0:
-            waiter.want.ended(caller)
+        self._callers.ends(caller, seconds)
+        self._order.ended(waiter, lease.instance, self._clock.now() - lease.granted_at - seconds)
         self._turn(lease.instance)
         if capped and caller.waiting:
             self.match()  # its calls may go anywhere that has room

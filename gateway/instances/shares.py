@@ -6,8 +6,8 @@ weight. The deficit is kept as virtual time (`Turns`), because an instance takes
 it holds, and a round over part of the line is no round. *Calls* of one caller: the earlier first.
 
 A `Want` is all waiting calls that may go to the same places, and callers take turns within it; where an instance could
-take calls of several wants, they take turns there, too. What a caller had anywhere counts everywhere, within bounds;
-whoever comes anew begins where the others are. So a flood delays a newcomer by what runs, and no more.
+take calls of several wants, they take turns there, too. Nobody's turns in one place depend on those it had in another,
+but for what it has running when it comes. So a flood delays a newcomer by what runs, and no more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import count, islice
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.call import Candidate, Priority, model_key
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     from gateway.instances.line import Waiter
 
 MAX_WANTS = 512
-MAX_IDLE = 1024  # callers that are remembered, besides those that have calls here
+MAX_STARTS = 1024  # callers a place may remember before it forgets those that are not ahead
 MAX_LAG = 60.0  # seconds of service by weight
 
 NEVER = float("inf")
 
 
 class Caller:
-    """One of those who share the line. `tag` is its virtual time: the seconds of service it has had, by weight, counted
-    from where the others were when it began. `levels` are the places its calls wait at.
+    """One of those who share the line. `busy` is the seconds that its running calls will take, all together; `levels`
+    are the places its calls wait at.
     """
 
-    __slots__ = ("allowed", "levels", "name", "running", "tag", "waiting", "weight")
+    __slots__ = ("allowed", "busy", "levels", "name", "running", "waiting", "weight")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.weight = 1.0
         self.allowed: int | None = None  # calls at once; None: as many as there is room for
-        self.tag = 0.0
+        self.busy = 0.0
         self.running = 0
         self.waiting = 0
         self.levels: dict[Level, None] = {}
@@ -52,42 +52,60 @@ class Caller:
     def capped(self) -> bool:
         return self.allowed is not None and self.running >= self.allowed
 
-    def charge(self, seconds: float) -> None:
-        """It had that much service; below 0, it had less than it was charged."""
-        self.tag += seconds / self.weight
-
 
 class Turns:
     """One place where callers take turns: who has the lowest `start` goes next.
 
-    `time` is where the last turn began. Nobody starts before it, so nothing is saved up by idling, or by waiting for
-    something slow elsewhere; and nobody starts more than `MAX_LAG` after it, so that what one had elsewhere counts, but
-    does not shut it out here.
+    `time` is where the last turn began. Nobody comes in before it, so nothing is saved up by idling, or by waiting for
+    something slow elsewhere. Who comes in anew starts as far after it as what it has running takes, by weight, and
+    `MAX_LAG` at most: what one has elsewhere counts, but shuts it out of nothing. From then on its turns here decide.
     """
 
-    __slots__ = ("time",)
+    __slots__ = ("_most", "_starts", "time")
 
     def __init__(self) -> None:
         self.time = 0.0
+        self._starts: dict[str, float] = {}  # by name, so that who leaves and comes back is known
+        self._most = MAX_STARTS
+
+    def come_in(self, caller: Caller, before: Caller | None = None) -> None:
+        """`caller` takes part from now on; nothing changes for one who is ahead from before. `before` is who would have
+        the next turn: a newcomer is not behind that one, not even if all it has running ends sooner than it was to.
+        """
+        floor = self.time if before is None else min(self.time, self.start(before) - before.busy / before.weight)
+        if self._starts.get(caller.name, -1.0) < floor:
+            self._note(caller.name, floor + min(caller.busy / caller.weight, MAX_LAG))
 
     def start(self, caller: Caller) -> float:
-        return min(max(caller.tag, self.time), self.time + MAX_LAG)
+        """Where the next turn of one who came in starts."""
+        return self._starts.get(caller.name, self.time)
 
-    def take(self, caller: Caller) -> float:
-        """The caller has its turn; where that starts."""
-        self.time = self.start(caller)
-        return self.time
+    def take(self, caller: Caller, seconds: float) -> None:
+        """The caller has its turn, which will take so long."""
+        start = self.start(caller)
+        self.time = max(self.time, start)
+        self._note(caller.name, start + seconds / caller.weight)
+
+    def correct(self, caller: Caller, seconds: float) -> None:
+        """It took so much longer; less than 0 where it was shorter."""
+        if caller.name in self._starts:
+            self._starts[caller.name] += seconds / caller.weight
+
+    def _note(self, name: str, start: float) -> None:
+        self._starts[name] = start
+        if len(self._starts) > self._most:
+            self._starts = {name: start for name, start in self._starts.items() if start > self.time}
+            self._most = max(MAX_STARTS, 2 * len(self._starts))
 
 
 class Callers:
-    """All who have calls running or waiting, and `MAX_IDLE` who had, so that what they had still counts."""
+    """All who have calls running or waiting."""
 
     def __init__(self) -> None:
-        self._by_name: OrderedDict[str, Caller] = OrderedDict()  # the longest idle first, among those that are
+        self._by_name: dict[str, Caller] = {}
 
     def __len__(self) -> int:
-        """How many have calls running or waiting."""
-        return sum(bool(one.running or one.waiting) for one in self._by_name.values())
+        return len(self._by_name)
 
     def __iter__(self) -> Iterator[Caller]:
         return iter(self._by_name.values())
@@ -97,23 +115,23 @@ class Callers:
         caller = self._by_name.get(name)
         if caller is None:
             caller = self._by_name[name] = Caller(name)
-            self._sweep()
         caller.waiting += 1
         return caller
 
     def leaves(self, caller: Caller) -> None:
         caller.waiting -= 1
-        self._rest(caller)
+        self._forget(caller)
 
-    def begins(self, caller: Caller) -> None:
-        """One of its calls that waited, or has just come, was given a lease."""
+    def begins(self, caller: Caller, seconds: float) -> None:
+        """One of its calls that waited, or has just come, was given a lease, and will take so long."""
         caller.running += 1
+        caller.busy += seconds
 
     def ends(self, caller: Caller, seconds: float) -> None:
-        """A call ended that took so much longer than it was charged; less than 0 where it was shorter."""
-        caller.charge(seconds)
+        """A call ended that was to take so long."""
+        caller.busy = max(0.0, caller.busy - seconds) if caller.running > 1 else 0.0
         self.allow(caller, caller.allowed, ended=1)
-        self._rest(caller)
+        self._forget(caller)
 
     def allow(self, caller: Caller, allowed: int | None, *, ended: int = 0) -> None:
         """It may have so many calls at once from now on, and so many of those it had have ended."""
@@ -123,20 +141,9 @@ class Callers:
             for level in caller.levels:
                 level.note(caller)
 
-    def _rest(self, caller: Caller) -> None:
-        if not caller.waiting and not caller.running and caller.name in self._by_name:
-            self._by_name.move_to_end(caller.name)
-
-    def _sweep(self) -> None:
-        """Forget the longest idle of too many. As many are looked at as came, so this costs each of them one step."""
-        if len(self._by_name) <= MAX_IDLE:
-            return
-        for name in list(islice(self._by_name, 2)):
-            one = self._by_name[name]
-            if one.waiting or one.running:
-                self._by_name.move_to_end(name)
-            else:
-                del self._by_name[name]
+    def _forget(self, caller: Caller) -> None:
+        if not caller.waiting and not caller.running:
+            self._by_name.pop(caller.name, None)
 
 
 Entry = tuple[float, float, int, Caller]  # start, arrival of the first call, a number to tell two apart
@@ -147,11 +154,11 @@ class Level:
 
     __slots__ = ("_calls", "_heap", "_serial", "_turns", "callers", "turn_at")
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self) -> None:
         self.callers: dict[Caller, OrderedDict[Waiter, None]] = {}
         self.turn_at = 0.0  # loop time of its last turn
         self._calls: OrderedDict[Waiter, None] = OrderedDict()
-        self._turns = turns
+        self._turns = Turns()  # of its own: else a class that rarely has a turn would forget whose was the last
         self._heap: list[Entry] = []
         self._serial = count()
 
@@ -174,6 +181,8 @@ class Level:
         if caller in self.callers:
             _insert(waiter, self.callers[caller])
             return
+        head = self.head()
+        self._turns.come_in(caller, head.caller if head else None)
         self.callers[caller] = OrderedDict({waiter: None})
         caller.levels[self] = None
         self.note(caller)
@@ -193,6 +202,17 @@ class Level:
             heapq.heapify(self._heap)
         else:
             heapq.heappush(self._heap, self._entry(caller))
+
+    def taken(self, caller: Caller, seconds: float, now: float) -> None:
+        """`caller` has a turn, which will take so long."""
+        self.turn_at = now
+        self._turns.take(caller, seconds)
+
+    def correct(self, caller: Caller, seconds: float) -> None:
+        """Its turn took so much longer; less than 0 where it was shorter."""
+        self._turns.correct(caller, seconds)
+        if seconds < 0 and caller in self.callers:
+            self.note(caller)
 
     def head(self) -> Waiter | None:
         """The first call of the caller whose turn it is; None where all that wait are at their cap."""
@@ -226,23 +246,18 @@ def position(waiter: Waiter, wants: Iterable[Want]) -> int:
     higher classes, of its own caller those that came before, of every other as many as its weight gives it until then.
     """
     own, weight = waiter.caller, waiter.caller.weight
-    higher: Counter[Caller] = Counter()
     others: Counter[Caller] = Counter()
-    before = 0
+    ahead = before = 0
     for want in wants:
         before += want.before(waiter)
-        for level in range(waiter.priority):
-            for caller, calls in want.callers(level):
-                higher[caller] += len(calls)
+        ahead += want.above(waiter.priority)
         for caller, calls in want.callers(waiter.priority):
             others[caller] += len(calls)
-    turns = before + higher[own]
-    ahead = sum(higher.values()) + before
     for caller, waiting in others.items():
         if caller is not own:
-            until = (turns if caller.weight == weight else int(turns * caller.weight / weight)) + 1
-            ahead += max(0, min(waiting, until - higher.get(caller, 0)))
-    return ahead + 1
+            turns = before if caller.weight == weight else int(before * caller.weight / weight)
+            ahead += min(waiting, turns + 1)
+    return ahead + before + 1
 
 
 class Tier(NamedTuple):
@@ -257,15 +272,14 @@ class Tier(NamedTuple):
 class Want:
     """All waiting calls with the same candidates."""
 
-    __slots__ = ("_levels", "_turns", "ageing", "candidates", "count", "models", "tiers")
+    __slots__ = ("_levels", "ageing", "candidates", "count", "models", "tiers")
 
     def __init__(self, candidates: tuple[Candidate, ...], place: Callable[[str], int | None], ageing: float) -> None:
         self.candidates = candidates
         self.count = 0
         self.models = tuple(dict.fromkeys(model_key(one.model) for one in candidates))
         self.replace(place, ageing)
-        self._turns = Turns()
-        self._levels = tuple(Level(self._turns) for _ in Priority)
+        self._levels = tuple(Level() for _ in Priority)
 
     def replace(self, place: Callable[[str], int | None], ageing: float) -> None:
         """The instances stand elsewhere, or other settings hold."""
@@ -287,15 +301,11 @@ class Want:
 
     def granted(self, waiter: Waiter, seconds: float, now: float) -> None:
         """It has its turn, which will usually take `seconds`."""
-        self._levels[waiter.priority].turn_at = now
-        waiter.caller.tag = max(waiter.caller.tag, self._turns.take(waiter.caller))
-        waiter.caller.charge(seconds)
+        self._levels[waiter.priority].taken(waiter.caller, seconds, now)
 
-    def ended(self, caller: Caller) -> None:
-        """A call of its, granted from here, took less than it was charged."""
-        for level in self._levels:
-            if caller in level.callers:
-                level.note(caller)
+    def ended(self, waiter: Waiter, seconds: float) -> None:
+        """Its turn took so much longer than it was to; less than 0 where it was shorter."""
+        self._levels[waiter.priority].correct(waiter.caller, seconds)
 
     def head(self, now: float) -> Turn | None:
         """Whose turn it is of those that wait here."""
@@ -306,8 +316,7 @@ class Want:
             counts_as = self._class(priority, level, now)
             if best is not None and counts_as > best.level:
                 continue
-            head = level.head()
-            if head is not None and (best is None or self._before(counts_as, head, best)):
+            if (head := level.head()) is not None:  # of two that count alike the lower: it has waited for it
                 best = Turn(counts_as, head)
         return best
 
@@ -327,6 +336,10 @@ class Want:
         """The callers of one class, and their calls."""
         return self._levels[priority].callers.items()
 
+    def above(self, priority: int) -> int:
+        """How many calls of higher classes wait."""
+        return sum(map(len, self._levels[:priority]))
+
     def before(self, waiter: Waiter) -> int:
         """How many calls of its caller and class are to go before `waiter`."""
         calls = self._levels[waiter.priority].callers.get(waiter.caller)
@@ -340,10 +353,6 @@ class Want:
     def _class(self, priority: int, level: Level, now: float) -> int:
         """What a class counts as: one better for each `ageing` it has waited for a turn."""
         return priority and max(0, priority - int((now - max(level.oldest, level.turn_at)) / self.ageing))
-
-    def _before(self, level: int, waiter: Waiter, other: Turn) -> bool:
-        mine = (level, self._turns.start(waiter.caller), waiter.since)
-        return mine < (other.level, self._turns.start(other.waiter.caller), other.waiter.since)
 
 
 def _insert(waiter: Waiter, calls: OrderedDict[Waiter, None]) -> None:
