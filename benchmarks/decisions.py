@@ -2,7 +2,7 @@
 
 The real pool with every instance busy: a release that gives its room to the call whose turn it is, an arrival that has
 to wait, a departure; by the number of calls that wait and of instances. Medians of one run: read the growth, not the
-microseconds. An arrival and a departure include a step of their asyncio task.
+microseconds. An arrival and a departure include a step of their asyncio task; the last column is one that only waits.
 """
 
 from __future__ import annotations
@@ -82,6 +82,17 @@ class Bench:
         self.tasks = [task for task in self.tasks if not task.done()]
         self.leaver = self.chance.choice(self.tasks)
 
+    async def nothing(self) -> None:
+        """What an asyncio task costs that only waits: it is part of an arrival."""
+        ended = asyncio.get_running_loop().create_future()
+
+        async def wait() -> None:
+            await ended
+
+        task = asyncio.create_task(wait(), name="nothing")
+        await asyncio.sleep(0)
+        task.cancel()
+
     async def cost(self, what: str) -> float:
         """Median microseconds of one `arrive`, `release` or `depart`; each is made good for before the next."""
         took = []
@@ -101,7 +112,7 @@ async def measured(waiting: int, instances: int) -> tuple[float, ...]:
     bench = Bench(instances)
     while bench.pool.depth < waiting:
         await bench.arrive()
-    costs = [await bench.cost(what) for what in ("release", "arrive", "depart")]
+    costs = [await bench.cost(what) for what in ("release", "arrive", "depart", "nothing")]
     for task in bench.tasks:
         task.cancel()
     await asyncio.gather(*bench.tasks, return_exceptions=True)
@@ -110,7 +121,9 @@ async def measured(waiting: int, instances: int) -> tuple[float, ...]:
 
 
 async def main() -> None:
-    print(f"  {'waiting':>8} {'instances':>10}   {'release':>9} {'arrival':>9} {'departure':>9}   us, medians")
+    print(
+        f"  {'waiting':>8} {'instances':>10}   {'release':>9} {'arrival':>9} {'departure':>9} {'a task':>9}   us, medians"
+    )
     for _, waiting, instances in GROWTH:
         costs = await measured(waiting, instances)
         print(f"  {waiting:>8} {instances:>10}   " + " ".join(f"{cost:9.1f}" for cost in costs))

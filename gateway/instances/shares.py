@@ -241,23 +241,29 @@ class Turn(NamedTuple):
     waiter: Waiter
 
 
-def position(waiter: Waiter, wants: Iterable[Want]) -> int:
+def position(waiter: Waiter, wants: Collection[Want]) -> int:
     """How many calls are to go before `waiter`, it included, if all go on as it looks and take equally long: those of
     higher classes, of its own caller those that came before, of every other as many as its weight gives it until then.
     """
     own, weight = waiter.caller, waiter.caller.weight
-    others: Counter[Caller] = Counter()
-    ahead = before = 0
-    for want in wants:
-        before += want.before(waiter)
-        ahead += want.above(waiter.priority)
-        for caller, calls in want.callers(waiter.priority):
-            others[caller] += len(calls)
-    for caller, waiting in others.items():
+    before = sum(want.before(waiter) for want in wants)
+    ahead = sum(want.above(waiter.priority) for want in wants) + before + 1
+    for caller, waiting in _waiting(wants, waiter.priority):
         if caller is not own:
-            turns = before if caller.weight == weight else int(before * caller.weight / weight)
-            ahead += min(waiting, turns + 1)
-    return ahead + before + 1
+            turns = 1 + (before if caller.weight == weight else int(before * caller.weight / weight))
+            ahead += min(waiting, turns)
+    return ahead
+
+
+def _waiting(wants: Collection[Want], priority: int) -> Iterable[tuple[Caller, int]]:
+    """How many calls of one class each caller has in all of them."""
+    if len(wants) == 1:
+        return [(caller, len(calls)) for want in wants for caller, calls in want.callers(priority)]
+    found: Counter[Caller] = Counter()
+    for want in wants:
+        for caller, calls in want.callers(priority):
+            found[caller] += len(calls)
+    return found.items()
 
 
 class Tier(NamedTuple):
