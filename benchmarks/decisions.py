@@ -121,9 +121,8 @@ async def measured(waiting: int, instances: int) -> tuple[float, ...]:
 
 
 async def main() -> None:
-    print(
-        f"  {'waiting':>8} {'instances':>10}   {'release':>9} {'arrival':>9} {'departure':>9} {'a task':>9}   us, medians"
-    )
+    heads = " ".join(f"{what:>9}" for what in ("release", "arrival", "departure", "a task"))
+    print(f"  {'waiting':>8} {'instances':>10}   {heads}   us, medians")
     for _, waiting, instances in GROWTH:
         costs = await measured(waiting, instances)
         print(f"  {waiting:>8} {instances:>10}   " + " ".join(f"{cost:9.1f}" for cost in costs))
