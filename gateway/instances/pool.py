@@ -240,6 +240,8 @@ class Pool:
             self.match()
         else:
             self._fill(instance, now)
+            if instance.away:
+                self._dismiss(now)
             self._heed()
 
     def _fill(self, instance: Instance, now: float) -> None:
@@ -354,6 +356,8 @@ class Pool:
         states = ", ".join(f"{instance.name} is {instance.state(now)}" for instance in known[:8])
         ends = [i.breaker.until - now for i in known if i.breaker.until is not None and i.healthy]
         message = "no instance that could take this call is healthy" + (f" ({states})" if states else "")
+        if self._config.line.hold and any(one.away for one in known):
+            message += f": away for more than {self._config.line.hold:g} s (line.hold)"
         return NoInstance(message, retry_after=_clamp(min(ends, default=self._config.health.interval)))
 
     def _follow_breaker(self, instance: Instance, now: float) -> None:
@@ -392,7 +396,10 @@ class Pool:
 
     def _is_gone(self, name: str) -> None:
         del self._absences[name]
-        self._dismiss(self._clock.now())
+        now, instance = self._clock.now(), self._instances[name]
+        if instance.awaited(now):  # a timer may fire a moment early
+            self._absences[name] = self._clock.later(instance.hold, lambda: self._is_gone(name))
+        self._dismiss(now)
 
     def _is_back(self, name: str) -> None:
         if timer := self._absences.pop(name, None):
