@@ -233,6 +233,8 @@ class Pool:
 
     def _turn(self, instance: Instance) -> None:
         """Something about `instance` changed: give its room to whoever waits for it."""
+        if instance.place < 0:
+            return  # it left the pool; another may have its name
         now, fit = self._clock.now(), self._roster.fit
         self._follow_breaker(instance, now)
         self._roster.update(instance, now)

@@ -542,6 +542,20 @@ async def test_the_breaker_of_a_removed_instance_leaves_no_timer() -> None:
     assert desk.clock.pending() == []
 
 
+async def test_a_call_that_ends_on_an_instance_that_left_leaves_the_breaker_of_its_namesake_alone() -> None:
+    desk = Desk("alpha")
+    running = await desk.lease("alpha")
+    desk.pool.reconcile(Config.model_validate({**MOVED, "breaker": {"failures": 2, "cooldown": 10.0}}))
+    await desk.fail("alpha")
+    running.release()
+    assert desk.pool.instances["alpha"].state(desk.clock.now()) == "open"
+    assert [told[1] for told in desk.heard.of] == ["open"]
+    assert len(desk.clock.pending()) >= 1
+
+
+MOVED = {"instances": [{"name": "alpha", "url": "http://elsewhere:11434"}], "line": {"hold": 0}}
+
+
 # Races
 
 
