@@ -41,7 +41,7 @@ class Bound:
         """One that left is passed over when its turn comes."""
 
     def outlook(self, waiter: Waiter, now: float) -> Outlook:
-        return Outlook(1, 0.0, "")
+        return Outlook(1, 0.0, str)
 
     def demands(self, now: float) -> Iterable[DemandView]:
         return ()

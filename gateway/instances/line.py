@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -45,8 +45,12 @@ class Outlook(NamedTuple):
 
     position: int
     seconds: float
-    why: str
+    worded: Callable[[], str]  # every arrival has an outlook, and few are ever told theirs
     sure: bool = False
+
+    @property
+    def why(self) -> str:
+        return self.worded()
 
     def __str__(self) -> str:
         return f"position {self.position}, about {self.seconds:.0f} s: {self.why}"

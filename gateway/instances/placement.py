@@ -19,6 +19,7 @@ busier by more than one call; without one the least busy, by chance among equals
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 from gateway.call import Candidate
@@ -264,10 +265,10 @@ class Placement:
         homes = self._roster.homes(model) & places
         if not homes:
             return now
-        some = list(islice(self._roster.within(homes), MAX_SAMPLE))
+        some = self._sample(homes)
         slots = homes.bit_count() * sum(one.slots(model) for one in some) / len(some)
         price = self.config.copy_at * sum(one.memory.load(model) for one in some) / len(some)
-        if waiting * self._service(model, homes) / slots > price:
+        if waiting * _service(model, some) / slots > price:
             return now
         demand = self._demands.get(model)
         if demand is not None and now - demand.since > price:  # it waits all the time, and would have been there by now
@@ -355,32 +356,31 @@ class Placement:
     def outlook(self, waiter: Waiter, now: float) -> Outlook:
         tier = waiter.want.tier(self._roster.fit)
         if tier is None:
-            return Outlook(1, self.config.hold, "waiting for an instance to come back")
+            return Outlook(1, self.config.hold, lambda: "waiting for an instance to come back")
         model, places = self._likeliest(tier)
         demand = self._demands.get(model)
         wants = set(demand.wants) if demand else set()
         place = position(waiter, wants | {waiter.want})
-        seconds, why, sure = self._forecast(model, places, place, now - waiter.since, now)
-        if waiter.caller.capped:
-            why = f"{waiter.caller.running} calls of yours run, the most at once (line.max_running_per_caller)"
-        return Outlook(place, seconds, why, sure)
+        seconds, why, sure = self._forecast(model, places, place, now - waiter.since)
+        return Outlook(place, seconds, partial(_capped, waiter.caller.running) if waiter.caller.capped else why, sure)
 
     def demands(self, now: float) -> Iterator[DemandView]:
         for demand in self._demands.values():
             places = 0
             for _, some in self._places(demand):
                 places |= some
+            homes = self._roster.homes(demand.model) & places
             oldest = max(0.0, now - min((want.oldest() for want in demand.wants), default=now))
-            seconds, why, _ = self._forecast(demand.model, places, 1, oldest, now)
+            seconds, why, _ = self._forecast(demand.model, places, 1, oldest)
             yield DemandView(
                 model=demand.model,
                 waiting=demand.waiting,
                 oldest=oldest,
-                loaded_on=tuple(one.name for one in self._roster.within(self._roster.homes(demand.model) & places)),
+                loaded_on=tuple(one.name for one in self._roster.within(homes)),
                 promised_by=demand.promised.name if demand.promised else "",
-                work=demand.waiting * self._service(demand.model, places),
+                work=demand.waiting * _service(demand.model, self._sample(homes or places & self._roster.fit)),
                 seconds=seconds,
-                why=why,
+                why=why(),
             )
 
     def _likeliest(self, tier: Tier) -> tuple[str, int]:
@@ -388,31 +388,27 @@ class Placement:
         models = tier.models.items()
         return max(models, key=lambda one: (one[1] & self._roster.homes(one[0])).bit_count())
 
-    def _forecast(self, model: str, places: int, position: int, waited: float, now: float) -> tuple[float, str, bool]:
+    def _forecast(self, model: str, places: int, position: int, waited: float) -> tuple[float, Callable[[], str], bool]:
         """(seconds that the call at `position` may still wait, why in words, whether that rests on what was seen)."""
         homes = self._roster.homes(model) & places
-        some = list(islice(self._roster.within(homes or places & self._roster.fit), MAX_SAMPLE))
+        some = self._sample(homes or places & self._roster.fit)
         load = min((one.memory.load(model) for one in some), default=USUAL_LOAD)
         if homes:
             copies = homes.bit_count()
             slots = copies * sum(one.slots(model) for one in some) / len(some)
-            seconds = position * self._service(model, places) / slots
-            copy = f"a second copy would cost {load:.0f} s, " if places & ~homes & self._roster.fit else ""
+            seconds = position * _service(model, some) / slots
             sure = any(one.memory.knows(model) for one in some)
-            why = f"waiting for {model} on {_names(some, copies)}: {copy}your wait is about {seconds:.0f} s"
-            return seconds, why, sure
+            copy = load if places & ~homes & self._roster.fit else 0.0
+            return seconds, partial(_at_home, model, some, copies, copy, seconds), sure
         demand = self._demands.get(model)
         if demand and demand.promised:
-            why = f"{demand.promised.name} finishes what it does and then loads {model}, which takes about {load:.0f} s"
-            return load + self._service(model, places), why, False
+            return load + _service(model, some), partial(_promised, model, demand.promised.name, load), False
         left = max(0.0, self.config.switch_after - waited)
-        why = f"no instance has {model} in memory and none can spare what it has: one gives way in {left:.0f} s"
-        return left + load, why, False
+        return left + load, partial(_homeless, model, left), False
 
-    def _service(self, model: str, places: int) -> float:
-        some = islice(self._roster.within(places & self._roster.homes(model) or places & self._roster.fit), MAX_SAMPLE)
-        seconds = [one.memory.service(model) for one in some]
-        return sum(seconds) / len(seconds) if seconds else USUAL_SERVICE
+    def _sample(self, places: int) -> list[Instance]:
+        """A few that stand for all."""
+        return list(islice(self._roster.within(places), MAX_SAMPLE))
 
     # the books
 
@@ -439,6 +435,28 @@ class Placement:
 
     def _wake_at(self, when: float) -> None:
         self._alarm = when if self._alarm is None else min(self._alarm, when)
+
+
+def _service(model: str, some: Sequence[Instance]) -> float:
+    """Seconds of service of a call, as far as `some` tell."""
+    return sum(one.memory.service(model) for one in some) / len(some) if some else USUAL_SERVICE
+
+
+def _capped(running: int) -> str:
+    return f"{running} calls of yours run, the most at once (line.max_running_per_caller)"
+
+
+def _at_home(model: str, some: Sequence[Instance], copies: int, copy: float, seconds: float) -> str:
+    price = f"a second copy would cost {copy:.0f} s, " if copy else ""
+    return f"waiting for {model} on {_names(some, copies)}: {price}your wait is about {seconds:.0f} s"
+
+
+def _promised(model: str, by: str, load: float) -> str:
+    return f"{by} finishes what it does and then loads {model}, which takes about {load:.0f} s"
+
+
+def _homeless(model: str, left: float) -> str:
+    return f"no instance has {model} in memory and none can spare what it has: one gives way in {left:.0f} s"
 
 
 def _names(instances: Sequence[Instance], count: int) -> str:

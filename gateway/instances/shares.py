@@ -258,11 +258,11 @@ def position(waiter: Waiter, wants: Collection[Want]) -> int:
 def _waiting(wants: Collection[Want], priority: int) -> Iterable[tuple[Caller, int]]:
     """How many calls of one class each caller has in all of them."""
     if len(wants) == 1:
-        return [(caller, len(calls)) for want in wants for caller, calls in want.callers(priority)]
+        return next(iter(wants)).callers(priority)
     found: Counter[Caller] = Counter()
     for want in wants:
         for caller, calls in want.callers(priority):
-            found[caller] += len(calls)
+            found[caller] += calls
     return found.items()
 
 
@@ -338,9 +338,10 @@ class Want:
         for level in self._levels:
             yield from level
 
-    def callers(self, priority: int) -> Iterable[tuple[Caller, Collection[Waiter]]]:
-        """The callers of one class, and their calls."""
-        return self._levels[priority].callers.items()
+    def callers(self, priority: int) -> Iterable[tuple[Caller, int]]:
+        """The callers of one class, and how many calls each has."""
+        callers = self._levels[priority].callers
+        return zip(callers, map(len, callers.values()), strict=True)
 
     def above(self, priority: int) -> int:
         """How many calls of higher classes wait."""

@@ -111,4 +111,4 @@ def test_a_call_gets_its_own_wording_of_a_candidate() -> None:
 
 
 def test_an_outlook_reads_as_a_sentence() -> None:
-    assert str(Outlook(3, 11.6, "waiting for m on alpha")) == "position 3, about 12 s: waiting for m on alpha"
+    assert str(Outlook(3, 11.6, lambda: "waiting for m on alpha")) == "position 3, about 12 s: waiting for m on alpha"

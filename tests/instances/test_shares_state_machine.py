@@ -101,10 +101,11 @@ class SharesMachine(RuleBasedStateMachine):
             waiting = [one for one in self.desk.waiting if one.want is want]
             assert want.count == len(waiting) == len(list(want.waiting()))
             for level in Priority:
-                for caller, calls in want.callers(level):
-                    own = [one.since for one in waiting if one.caller is caller and one.priority == level]
-                    assert [one.since for one in calls] == sorted(own)
-                    assert own
+                own = [one for one in waiting if one.priority == level]
+                assert Counter(dict(want.callers(level))) == Counter(one.caller for one in own)
+                for caller, calls in want._levels[level].callers.items():
+                    of_caller = [one for one in own if one.caller is caller]
+                    assert list(calls) == sorted(of_caller, key=lambda one: one.since)
             assert want.oldest() == min((one.since for one in waiting), default=float("inf"))
             due = min((one.since + one.priority * AGEING for one in waiting), default=float("inf"))
             assert want.due() == due - Priority.NORMAL * AGEING
