@@ -6,31 +6,37 @@ Each binds a call to an instance when it arrives and keeps a line for each insta
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from gateway.call import Candidate, model_key
 from gateway.config import LineConfig
 from gateway.instances import DemandView, Instance, Outlook, Roster, Waiter
 
+Candidates = tuple[Candidate, ...]  # beginning with another one each time
+Choose = Callable[["Bound", Candidates], Candidate]
+
 
 class Bound:
-    """What they have in common. `_choose` says where a call goes, whatever it finds there."""
+    """What they have in common. `choose` says where a call goes, whatever it finds there."""
 
-    def __init__(self, roster: Roster) -> None:
+    def __init__(self, roster: Roster, choose: Choose) -> None:
+        self.lines: dict[str, deque[tuple[Waiter, Candidate]]] = defaultdict(deque)
         self._roster = roster
-        self._lines: dict[str, deque[tuple[Waiter, Candidate]]] = defaultdict(deque)
+        self._choose = choose
         self._turn = 0
 
     def arrives(self, waiter: Waiter, now: float) -> Candidate | None:
-        candidate = self._choose(waiter.ticket.candidates)
-        line = self._lines[candidate.instance]
-        if not line and self._instance(candidate).available(now):
+        self._turn = (self._turn + 1) % len(waiter.ticket.candidates)
+        candidates = waiter.ticket.candidates
+        candidate = self._choose(self, (*candidates[self._turn :], *candidates[: self._turn]))
+        line = self.lines[candidate.instance]
+        if not line and self.instance(candidate).available(now):
             return candidate
         line.append((waiter, candidate))
         return None
 
     def serves(self, instance: Instance, now: float) -> tuple[Waiter, Candidate] | None:
-        line = self._lines[instance.name]
+        line = self.lines[instance.name]
         while line:
             waiter, candidate = line.popleft()
             if waiter.wants:
@@ -61,43 +67,33 @@ class Bound:
     def reconfigure(self, config: LineConfig) -> None:
         """They have no settings."""
 
-    def _choose(self, candidates: tuple[Candidate, ...]) -> Candidate:
-        raise NotImplementedError
-
-    def _instance(self, candidate: Candidate) -> Instance:
+    def instance(self, candidate: Candidate) -> Instance:
         place = self._roster.place(candidate.instance)
         assert place is not None
         return self._roster.at(place)
 
-    def _there(self, candidate: Candidate) -> int:
+    def there(self, candidate: Candidate) -> int:
         """Calls it works on, and those bound to it that wait."""
-        return self._instance(candidate).in_use + len(self._lines[candidate.instance])
+        return self.instance(candidate).in_use + len(self.lines[candidate.instance])
+
+    def has(self, candidate: Candidate) -> bool:
+        """Whether its model is there, or waited for there."""
+        key = model_key(candidate.model)
+        waits = any(model_key(bound.model) == key for _, bound in self.lines[candidate.instance])
+        return waits or key in self.instance(candidate).memory.residents
 
 
-class RoundRobin(Bound):
-    def _choose(self, candidates: tuple[Candidate, ...]) -> Candidate:
-        self._turn += 1
-        return candidates[self._turn % len(candidates)]
+def round_robin(bound: Bound, turned: Candidates) -> Candidate:
+    return turned[0]
 
 
-class LeastConnections(Bound):
-    def _choose(self, candidates: tuple[Candidate, ...]) -> Candidate:
-        self._turn += 1
-        turned = candidates[self._turn % len(candidates) :] + candidates[: self._turn % len(candidates)]
-        return min(turned, key=self._there)
+def least_connections(bound: Bound, turned: Candidates) -> Candidate:
+    return min(turned, key=bound.there)
 
 
-class LoadedFirst(LeastConnections):
+def loaded_first(bound: Bound, turned: Candidates) -> Candidate:
     """An instance that has the model, or a call waiting for it, unless its line is longer than the shortest by more
     than two rounds; else least connections."""
-
-    def _choose(self, candidates: tuple[Candidate, ...]) -> Candidate:
-        shortest = min(map(self._there, candidates))
-        warm = [one for one in candidates if self._has(one)]
-        near = [one for one in warm if self._there(one) - shortest <= 2 * self._instance(one).limit]
-        return min(near, key=self._there) if near else super()._choose(candidates)
-
-    def _has(self, candidate: Candidate) -> bool:
-        key = model_key(candidate.model)
-        waits = any(model_key(bound.model) == key for _, bound in self._lines[candidate.instance])
-        return waits or key in self._instance(candidate).memory.residents
+    shortest = min(map(bound.there, turned))
+    near = [one for one in turned if bound.has(one) and bound.there(one) - shortest <= 2 * bound.instance(one).limit]
+    return min(near or turned, key=bound.there)

@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from benchmarks.fleets import FLEETS, SLOTS, Arrival, Fleet, Homes, Outcome, World, trace
-from benchmarks.orders import LeastConnections, LoadedFirst, RoundRobin
+from benchmarks.orders import Bound, least_connections, loaded_first, round_robin
 from benchmarks.virtual import run
 from gateway.call import Call, Candidate, Record
 from gateway.config import Config, LineConfig, Loaded
@@ -29,12 +29,13 @@ from gateway.simulator import Behaviour, SimulatedModel, Simulator
 
 PAGE = Path(__file__).parent.parent / "docs" / "line.md"
 CALLS, SEEDS = 3000, 3
+PER_SECOND = 100.0  # tokens, of a simulator
 REAL_CALLS, FASTER, REAL_FLEETS = 300, 40, (FLEETS[0], FLEETS[2])
 PATIENCE = 30.0  # seconds to the first token that a served call may take to count as good
 ORDERS: dict[str, MakeOrder | None] = {
-    "round robin": lambda roster, _: RoundRobin(roster),
-    "least connections": lambda roster, _: LeastConnections(roster),
-    "loaded first": lambda roster, _: LoadedFirst(roster),
+    "round robin": lambda roster, _: Bound(roster, round_robin),
+    "least connections": lambda roster, _: Bound(roster, least_connections),
+    "loaded first": lambda roster, _: Bound(roster, loaded_first),
     "this line": None,
 }
 
@@ -101,63 +102,70 @@ async def in_real_time(fleet: Fleet, arrivals: list[Arrival], order: MakeOrder |
     models = tuple(SimulatedModel(name=name, size=1) for name in fleet.model_names)
     behaviour = Behaviour(
         models=models,
-        per_second=100.0,
+        per_second=PER_SECOND,
         load_time=fleet.load / FASTER,
         max_loaded=fleet.fit,
         parallel=SLOTS,
     )
     async with AsyncExitStack() as stack:
-        simulators = {name: await stack.enter_async_context(Simulator(behaviour)) for name in fleet.names}
-        config = Config.model_validate(
-            {
-                "instances": [
-                    {"name": name, "url": one.url, "max_concurrent": SLOTS} for name, one in simulators.items()
-                ],
-                "line": {
-                    "max_calls": 1_000_000,
-                    "max_calls_per_caller": 1_000_000,
-                    **{key: getattr(LineConfig(), key) / FASTER for key in ("ageing", "switch_after", "keep_loaded")},
-                },
-                "timeouts": {"line": 3600},
-                "cache": {"enabled": False},
-            }
-        )
-        engine = await stack.enter_async_context(Engine(Loaded(config=config, source="bench", digest=""), order=order))
+        simulators = [await stack.enter_async_context(Simulator(behaviour)) for _ in fleet.names]
+        loaded = Loaded(config=real_config(fleet, simulators), source="bench", digest="")
+        engine = await stack.enter_async_context(Engine(loaded, order=order))
         outcome, began = Outcome(), time.monotonic()
-
-        async def call(one: Arrival) -> None:
-            body = {
-                "model": one.model,
-                "messages": [{"role": "user", "content": "x"}],
-                "stream": True,
-                "max_tokens": max(1, round(one.service / FASTER * behaviour.per_second)),
-            }
-            text = json.dumps(body).encode()
-            wish, arrived = openai.CHAT.read(text), asyncio.get_running_loop().time()
-            asked = Call(
-                request_id="bench",
-                operation=openai.CHAT,
-                wish=wish,
-                body=text,
-                arrived=arrived,
-                model=one.model,
-                caller=one.caller,
-            )
-            record = Record(request_id="bench", arrived=arrived)
-            async with engine.dispatch.exchange(asked, record) as exchange:
-                while frames := await exchange.frames():
-                    if frames[-1].last:
-                        await exchange.settle()
-                        break
-            outcome.served(one, (record.first_token or 0.0) * FASTER)
-
         async with asyncio.TaskGroup() as group:
             for one in arrivals:
                 await asyncio.sleep(one.at / FASTER - (time.monotonic() - began))
-                group.create_task(call(one), name="call")
+                group.create_task(real_call(engine, one, outcome), name="call")
         outcome.took = (time.monotonic() - began) * FASTER
-        outcome.loads = sum(simulator.loads for simulator in simulators.values())
+        outcome.loads = sum(simulator.loads for simulator in simulators)
         return outcome
+
+
+def real_config(fleet: Fleet, simulators: list[Simulator]) -> Config:
+    instances = [
+        {"name": name, "url": one.url, "max_concurrent": SLOTS}
+        for name, one in zip(fleet.names, simulators, strict=True)
+    ]
+    usual = LineConfig()
+    return Config.model_validate(
+        {
+            "instances": instances,
+            "line": {
+                "max_calls": 1_000_000,
+                "max_calls_per_caller": 1_000_000,
+                **{key: getattr(usual, key) / FASTER for key in ("ageing", "switch_after", "keep_loaded")},
+            },
+            "timeouts": {"line": 3600},
+            "cache": {"enabled": False},
+        }
+    )
+
+
+async def real_call(engine: Engine, one: Arrival, outcome: Outcome) -> None:
+    body = {
+        "model": one.model,
+        "messages": [{"role": "user", "content": "x"}],
+        "stream": True,
+        "max_tokens": max(1, round(one.service / FASTER * PER_SECOND)),
+    }
+    text = json.dumps(body).encode()
+    arrived = asyncio.get_running_loop().time()
+    asked = Call(
+        request_id="bench",
+        operation=openai.CHAT,
+        wish=openai.CHAT.read(text),
+        body=text,
+        arrived=arrived,
+        model=one.model,
+        caller=one.caller,
+    )
+    record = Record(request_id="bench", arrived=arrived)
+    async with engine.dispatch.exchange(asked, record) as exchange:
+        while frames := await exchange.frames():
+            if frames[-1].last:
+                await exchange.settle()
+                break
+    outcome.served(one, (record.first_token or 0.0) * FASTER)
 
 
 # what came of it
