@@ -174,8 +174,9 @@ class Engine:
         self.dispatch.apply(self._setting())
         self.pool.reconcile(loaded.config)
         self.reloaded_at = time.time()
-        if before.server != loaded.config.server or before.log != loaded.config.log:
-            log.warning("config.needs_restart", keys="server, log")
+        where, was = loaded.config.server, before.server
+        if (where.host, where.port) != (was.host, was.port) or before.log != loaded.config.log:
+            log.warning("config.needs_restart", keys="server.host, server.port, log")
         changes = ", ".join(_changes(before, loaded.config)) or "settings only"
         log.info("config.applied", source=loaded.source, config=loaded.digest, changes=changes)
 

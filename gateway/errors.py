@@ -3,9 +3,11 @@
 GatewayError
 ├── CallError        the client's doing    InvalidCall 400 · Unauthenticated 401 · Forbidden 403 · UnknownPath 404
 │                                          UnknownModel 404 · WrongMethod 405 · BodyTooLarge 413
-│                                          UnsupportedEncoding 415 · UpgradeRefused 426
+│                                          UnsupportedEncoding 415 · UpgradeRefused 426 · RequestTimeout 408
+│                                          MalformedRequest 400 · TargetTooLong 414 · HeadTooLarge 431
+│                                          UnsupportedVersion 505
 ├── CapacityError    nobody's: come back   LineFull 429 · LineTimeout 429 · DeadlineUnreachable 429 · NoInstance 503
-│                                          ShuttingDown 503
+│                                          ShuttingDown 503 · TooManyConnections 503
 ├── UpstreamError    an instance's doing   ConnectFailed 502 · ConnectionLost 502 · BadAnswer 502 · Refused (its status)
 │                                          FirstTokenTimeout 504 · IdleTimeout 504 · CallTimeout 504 · StreamBroken
 └── InternalError 500                      ours: a defect, never a way to answer bad input
@@ -95,6 +97,39 @@ class WrongMethod(CallError):
         self.allow = allow
 
 
+class MalformedRequest(CallError):
+    """Not HTTP, or HTTP that two readers could take for two things."""
+
+    code = "malformed_request"
+    reason = "malformed"
+
+
+class TargetTooLong(CallError):
+    status = 414
+    code = "target_too_long"
+    reason = "malformed"
+
+
+class HeadTooLarge(CallError):
+    status = 431
+    code = "head_too_large"
+    reason = "malformed"
+
+
+class UnsupportedVersion(CallError):
+    status = 505
+    code = "unsupported_version"
+    reason = "malformed"
+
+
+class RequestTimeout(CallError):
+    """The request itself came too slowly."""
+
+    status = 408
+    code = "request_timeout"
+    reason = "request_timeout"
+
+
 class BodyTooLarge(CallError):
     status = 413
     code = "body_too_large"
@@ -147,6 +182,18 @@ class DeadlineUnreachable(CapacityError):
 
     reason = "deadline"
     code = "deadline_unreachable"
+
+
+class TooManyConnections(CapacityError):
+    """Told before a request was read."""
+
+    status = 503
+    kind = "api_error"
+    code = "too_many_connections"
+    reason = "connections"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after=1.0)
 
 
 class NoInstance(CapacityError):

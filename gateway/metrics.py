@@ -199,6 +199,7 @@ class Metrics:
         self.loop_lag = self._plain(
             Histogram, "gateway_event_loop_lag_seconds", "How late the event loop runs a timer.", OVERHEADS
         )
+        self.connections = self._plain(Gauge, "gateway_connections", "Open connections of clients.")
         build = Gauge("gateway_build_info", "The gateway's version.", ["version"], registry=self.registry)
         build.labels(version).set(1)
 
@@ -216,6 +217,9 @@ class Metrics:
             "gateway_requests_in_flight", "Accepted and not finished, those in line included.", "operation"
         )
         self.errors = counter("gateway_request_errors_total", "Requests that failed, by cause.", "route", "reason")
+        self.refusals = counter(
+            "gateway_http_refusals_total", "Connections and requests turned away before they were a request.", "reason"
+        )
         self.rejections = counter(
             "gateway_rejections_total", "Requests turned away without an attempt.", "route", "reason"
         )

@@ -12,8 +12,9 @@ import contextlib
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import structlog
 import uvicorn
@@ -21,7 +22,7 @@ import uvicorn
 from gateway.app import App
 from gateway.config import ServerConfig
 from gateway.errors import ShuttingDown
-from gateway.protocol import Protocol
+from gateway.frontdoor import Door, Protocol
 
 LAST_WORDS = 2.0  # seconds for streams to end in-band after the drain timeout
 
@@ -32,19 +33,21 @@ class Server(uvicorn.Server):
     """One process, one gateway (D14)."""
 
     def __init__(self, app: App, config: ServerConfig) -> None:
+        metrics = app.engine.metrics
+        door = Door(lambda: app.engine.config.server, lambda reason: metrics.refusals(reason).inc())
+        metrics.connections.set_function(door.__len__)
         super().__init__(
             uvicorn.Config(
                 app,
                 host=config.host,
                 port=config.port,
-                http=Protocol,
+                http=partial(Protocol, door=door),  # type: ignore[arg-type]  # uvicorn asks for a class, and calls it
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                timeout_keep_alive=int(config.keep_alive),
                 backlog=2048,
             )
         )
@@ -106,7 +109,7 @@ class Server(uvicorn.Server):
         for task in self.server_state.tasks:
             task.cancel()
         for connection in list(self.server_state.connections):
-            connection.transport.abort()
+            cast(Protocol, connection).abort()
         log.info("drain.end", cut=cut)
 
     async def _until_hurried(self, seconds: float, *, finish: bool = False) -> None:

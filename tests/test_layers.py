@@ -15,7 +15,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
     ("server", "report", "client"),
-    ("protocol",),
+    ("frontdoor",),
     ("app",),
     ("api",),
     ("engine",),

@@ -12,6 +12,7 @@ from gateway.api.keys import caller
 from gateway.api.presence import Crowd
 from gateway.api.relay import relay_reply, relay_stream, send_body
 from gateway.call import Call, Operation, Priority, Record, Wish
+from gateway.config import Config
 from gateway.dialects import anthropic
 from gateway.dispatch import Dispatch
 from gateway.engine import Engine
@@ -43,8 +44,7 @@ class Inference:
         record.operation, record.dialect = operation.name, operation.dialect
         wish = operation.read(body)
         record.stream, record.asked = wish.stream, wish.model
-        reworded = config.openai.reasoning_content
-        call = _call(scope, headers, operation, wish, body, record, self._engine.route_headers, reworded)
+        call = _call(scope, headers, operation, wish, body, record, self._engine.route_headers, config)
         dispatch: Dispatch = self._engine.dispatch
         if wish.stream:
             await relay_stream(
@@ -69,7 +69,7 @@ async def read_body(headers: Mapping[str, str], receive: Receive, limit: int) ->
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientLeft
+            raise message.get("error") or ClientLeft
         body += message.get("body", b"")
         if len(body) > limit:
             raise BodyTooLarge(too_large)
@@ -105,7 +105,7 @@ def _call(
     body: bytes,
     record: Record,
     route_headers: frozenset[str],
-    reasoning_content: bool,
+    config: Config,
 ) -> Call:
     model, alias_task = split_alias(wish.model)
     task, source = _task(scope, headers, alias_task, wish.task)
@@ -120,12 +120,12 @@ def _call(
         model=model,
         headers={name: headers[name] for name in route_headers if name in headers},
         conversation=next((headers[name] for name in HINTS if name in headers), ""),
-        caller=caller(scope),
+        caller=caller(scope, config.server),
         priority=_priority(headers),
         deadline=_deadline(headers, wish, record.arrived),
         agent=headers.get("user-agent", ""),
         no_store="no-store" in headers.get("cache-control", ""),
-        reasoning_content=reasoning_content,
+        reasoning_content=config.openai.reasoning_content,
     )
 
 

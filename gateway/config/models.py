@@ -7,6 +7,8 @@ Times are seconds, written as a number or "30s", "5m", "1h", "250ms"; sizes are 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -53,10 +55,18 @@ def _instance_url(value: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
+def _network(value: str) -> str:
+    try:
+        return str(ip_network(value))
+    except ValueError:
+        raise ValueError("must be an address or a network, as in 127.0.0.1 or 127.0.0.0/8") from None
+
+
 _TIME_SCHEMA = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": rf"^{_DURATION.pattern}$"}]}
 _SIZE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": rf"^{_SIZE.pattern}$"}]}
 
 Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, allow_inf_nan=False), WithJsonSchema(_TIME_SCHEMA)]
+Network = Annotated[str, AfterValidator(_network)]
 Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0), WithJsonSchema(_SIZE_SCHEMA)]
 InstanceUrl = Annotated[str, AfterValidator(_instance_url)]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=64)]
@@ -278,10 +288,39 @@ class ServerConfig(Frozen):
     """A request body."""
     keep_alive: Seconds = 75.0
     """A client's idle connection."""
+    head_timeout: Seconds = 10.0
+    """For the head of a request, from its first byte; for the first byte of a new connection."""
+    body_timeout: Seconds = 60.0
+    """For the body of a request, from the end of its head."""
+    body_rate: Bytes = 16 * 2**10
+    """A body that takes longer than 10 s must come this fast at least, in bytes a second. 0: any rate."""
+    write_stall: Seconds = 30.0
+    """How long a client may read nothing of what waits for it."""
+    max_connections: int = Field(4096, ge=1, le=1_000_000)
+    """Open connections of clients."""
+    max_connections_per_address: int = Field(1024, ge=1, le=1_000_000)
+    """The same from one address. Those of `trusted_proxies` are not counted."""
+    trusted_proxies: tuple[Network, ...] = ()
+    """Addresses or networks whose X-Forwarded-For is believed, as in 127.0.0.0/8."""
     drain_delay: Seconds = 5.0
     """After SIGTERM: not ready, still serving, so that balancers can look away."""
     drain_timeout: Seconds = 300.0
     """After that: for streams in progress to finish."""
+
+    def trusts(self, address: str) -> bool:
+        """Whether `address` is that of a trusted proxy."""
+        return bool(self.trusted_proxies) and trusted(address, self.trusted_proxies)
+
+
+@lru_cache(maxsize=4096)
+def trusted(address: str, networks: tuple[str, ...]) -> bool:
+    """Whether `address` is in one of `networks`. An IPv4 address that came as IPv6 counts as what it is."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return False
+    found = getattr(found, "ipv4_mapped", None) or found
+    return any(found in ip_network(text) for text in networks)
 
 
 class KeyConfig(Frozen):
