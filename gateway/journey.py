@@ -19,6 +19,7 @@ from gateway.dialects import broken, refusal
 from gateway.errors import BadAnswer, CallTimeout, ConnectFailed, Refused, UpstreamError
 from gateway.instances import Lease, Pool, Ticket
 from gateway.metrics import Metrics
+from gateway.offload import sized
 from gateway.upstream import Request, Response, Upstream
 from gateway.wire import request_headers
 
@@ -215,7 +216,7 @@ class Journey:
             method=b"POST",
             path=call.operation.path.encode(),
             headers=tuple(request_headers(call.request_id, call.agent, content_type=call.wish.content_type)),
-            body=call.operation.write(call, candidate.spelt or candidate.model),
+            body=await sized(len(call.body), call.operation.write, call, candidate.spelt or candidate.model),
         )
         upstream = self.means.setting.upstreams.get(candidate.instance)
         if upstream is None:  # a reload came between the grant and us

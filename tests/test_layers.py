@@ -28,7 +28,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("upstream", "cache"),
     ("routing",),
     ("dialects",),
-    ("wire", "metrics", "log"),
+    ("wire", "metrics", "log", "offload"),
     ("config",),
     ("call",),
     ("errors",),

@@ -17,9 +17,11 @@ from gateway.dialects import anthropic
 from gateway.dispatch import Dispatch
 from gateway.engine import Engine
 from gateway.errors import BodyTooLarge, ClientLeft, InvalidCall
+from gateway.offload import sized
 from gateway.routing import HINTS, split_alias
 from gateway.wire import encoding, response_headers
 
+INFLATES = 64  # times its size that a compressed body is taken to have
 MAX_TASK = 64  # characters of a task's name
 
 _TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")  # seconds
@@ -40,9 +42,9 @@ class Inference:
         config = self._engine.config
         headers = _headers(scope)
         body = await read_body(headers, receive, config.server.max_body)
-        operation = self._choose(body)
+        operation = await sized(len(body), self._choose, body)
         record.operation, record.dialect = operation.name, operation.dialect
-        wish = operation.read(body)
+        wish = await sized(len(body), operation.read, body)
         record.stream, record.asked = wish.stream, wish.model
         call = _call(scope, headers, operation, wish, body, record, self._engine.route_headers, config)
         dispatch: Dispatch = self._engine.dispatch
@@ -74,7 +76,11 @@ async def read_body(headers: Mapping[str, str], receive: Receive, limit: int) ->
         if len(body) > limit:
             raise BodyTooLarge(too_large)
         more = message.get("more_body", False)
-    return bytes(body) if coding is None else encoding.inflated(bytes(body), coding, limit)
+    return (
+        bytes(body)
+        if coding is None
+        else await sized(len(body) * INFLATES, encoding.inflated, bytes(body), coding, limit)
+    )
 
 
 class TokenCount:
@@ -85,7 +91,7 @@ class TokenCount:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(_headers(scope), receive, self._engine.config.server.max_body)
-        told = b'{"input_tokens":%d}' % anthropic.estimated_tokens(body)
+        told = b'{"input_tokens":%d}' % await sized(len(body), anthropic.estimated_tokens, body)
         await send_body(send, 200, told, response_headers())
 
 
