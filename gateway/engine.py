@@ -28,6 +28,7 @@ from gateway.metrics import MAX_CHILDREN, InstanceReading, Metrics, Reading
 from gateway.upstream import Health, Prober, Upstream
 
 FIRST_LOOK = 1.0  # seconds that start waits for the instances to answer
+ADDRESSES = ("host", "port", "ops_host", "ops_port")  # of the server: they hold until a restart
 LAG_INTERVAL = 0.5  # seconds between two looks at the event loop
 POLL_INTERVAL = 2.0  # seconds between two looks at the configuration file
 
@@ -70,6 +71,8 @@ class Engine:
         config = loaded.config
         self.metrics = Metrics(__version__)
         self.metrics.read = self.reading
+        self._beat = time.monotonic()
+        self.metrics.stall.set_function(lambda: self.stall)
         self.catalog = Catalog(config, self._told)
         self.pool = Pool(
             config,
@@ -175,8 +178,9 @@ class Engine:
         self.pool.reconcile(loaded.config)
         self.reloaded_at = time.time()
         where, was = loaded.config.server, before.server
-        if (where.host, where.port) != (was.host, was.port) or before.log != loaded.config.log:
-            log.warning("config.needs_restart", keys="server.host, server.port, log")
+        moved = any(getattr(where, key) != getattr(was, key) for key in ADDRESSES)
+        if moved or before.log != loaded.config.log:
+            log.warning("config.needs_restart", keys=", ".join([*(f"server.{key}" for key in ADDRESSES), "log"]))
         changes = ", ".join(_changes(before, loaded.config)) or "settings only"
         log.info("config.applied", source=loaded.source, config=loaded.digest, changes=changes)
 
@@ -212,6 +216,15 @@ class Engine:
     def breaker_changed(self, instance: str, state: str, why: str) -> None:
         self.metrics.breaker(instance, state).inc()
         log.warning("breaker.change", instance=instance, state=state, why=why)
+
+    @property
+    def stall(self) -> float:
+        """Seconds for which the event loop has not turned, beyond its beat. In any thread."""
+        return max(0.0, time.monotonic() - self._beat - LAG_INTERVAL)
+
+    async def look(self) -> Reading:
+        """The gateway now, for other threads."""
+        return self.reading()
 
     def reading(self) -> Reading:
         """The gateway now, for a scrape."""
@@ -318,6 +331,7 @@ class Engine:
             due = self._loop.time() + LAG_INTERVAL
             await asyncio.sleep(LAG_INTERVAL)
             self.metrics.loop_lag.observe(max(0.0, self._loop.time() - due))
+            self._beat = time.monotonic()
 
     async def _watch_source(self, source: Source) -> None:
         """Poll what the configuration is made from: a ConfigMap swaps a link, which a watch on the file misses."""

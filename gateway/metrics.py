@@ -8,6 +8,7 @@ holds at most `MAX_CHILDREN` label sets, and what is beyond lands in one child l
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -90,6 +91,13 @@ class Reading:
     config: str = ""
     reload_ok: bool = True
     reloaded_at: float = 0.0  # unix time, seconds
+
+    @property
+    def unready(self) -> str:
+        """Why no calls should be sent here, in words; "" where they may."""
+        if self.draining:
+            return "shutting down"
+        return "" if any(one.up for one in self.instances) else "no instance takes calls"
 
 
 STATES = ("healthy", "unknown", "down", "open", "half_open", "drained")
@@ -185,7 +193,8 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._at_scrape = _AtScrape()
-        self._rendering = asyncio.Lock()
+        self._asked = asyncio.Lock()
+        self._rendering = threading.Lock()  # the side door renders in a thread, too
         self._text, self._text_at = b"", -10.0
         self.read: Callable[[], Reading] = Reading
         self.registry.register(self._at_scrape)
@@ -198,6 +207,9 @@ class Metrics:
         self._upstream_side()
         self.loop_lag = self._plain(
             Histogram, "gateway_event_loop_lag_seconds", "How late the event loop runs a timer.", OVERHEADS
+        )
+        self.stall = self._plain(
+            Gauge, "gateway_event_loop_stall_seconds", "For how long the event loop has not turned, beyond its beat."
         )
         self.connections = self._plain(Gauge, "gateway_connections", "Open connections of clients.")
         build = Gauge("gateway_build_info", "The gateway's version.", ["version"], registry=self.registry)
@@ -299,12 +311,17 @@ class Metrics:
 
     async def exposition(self, now: float) -> bytes:
         """The text a scraper reads, rendered off the event loop; at most once a second. `now` in seconds."""
-        async with self._rendering:
+        async with self._asked:
             if now - self._text_at >= 1.0:
-                self._at_scrape.reading = self.read()
-                self._text = await asyncio.to_thread(generate_latest, self.registry)
+                self._text = await asyncio.to_thread(self.render, self.read())
                 self._text_at = now
         return self._text
+
+    def render(self, reading: Reading) -> bytes:
+        """The text for one reading. In any thread."""
+        with self._rendering:
+            self._at_scrape.reading = reading
+            return generate_latest(self.registry)
 
     def _counter(self, name: str, words: str, *labels: str) -> Family[Counter]:
         return Family(Counter(name, words, labels, registry=self.registry), self.overflow)

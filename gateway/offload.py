@@ -1,4 +1,4 @@
-"""Work on a body that grows with its size: in place where it is small, in a thread where it would hold the event loop."""
+"""Work that grows with the size of a body: done in place where that is small, else in a thread beside the loop."""
 
 from __future__ import annotations
 

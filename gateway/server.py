@@ -12,6 +12,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from types import FrameType
 from typing import Any, cast
@@ -23,6 +24,7 @@ from gateway.app import App
 from gateway.config import ServerConfig
 from gateway.errors import ShuttingDown
 from gateway.frontdoor import Door, Protocol
+from gateway.sidedoor import SideDoor
 
 LAST_WORDS = 2.0  # seconds for streams to end in-band after the drain timeout
 
@@ -56,12 +58,20 @@ class Server(uvicorn.Server):
         self._hurry = asyncio.Event()  # a second signal: wait no longer
         self._patient = True  # SIGTERM waits for balancers to look away, Ctrl-C does not
         self.listening = asyncio.Event()
+        self.side_door: SideDoor | None = None
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port in use; the port is the kernel's choice where 0 was configured."""
         name = self.servers[0].sockets[0].getsockname()
         return str(name[0]), int(name[1])
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Until a signal ends it, or `handle_exit`. Raises OSError where `ops_port` is taken."""
+        with ExitStack() as stack:
+            if self._limits.ops_port is not None:
+                self.side_door = stack.enter_context(SideDoor(self._app.engine, self._limits))
+            await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

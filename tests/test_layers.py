@@ -15,6 +15,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
     ("server", "report", "client"),
+    ("sidedoor",),
     ("frontdoor",),
     ("app",),
     ("api",),

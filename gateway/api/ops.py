@@ -41,11 +41,8 @@ class Ops:
 
     async def ready(self, request: Request) -> Response:
         """200 while some instance may be given calls and the gateway is not shutting down."""
-        if self._engine.draining:
-            return PlainTextResponse("shutting down", 503)
-        if not any(one.up for one in self._engine.reading().instances):
-            return PlainTextResponse("no instance takes calls", 503)
-        return PlainTextResponse("ready")
+        problem = self._engine.reading().unready
+        return PlainTextResponse(problem, 503) if problem else PlainTextResponse("ready")
 
     async def metrics(self, request: Request) -> Response:
         text = await self._engine.metrics.exposition(asyncio.get_running_loop().time())

@@ -300,6 +300,11 @@ class ServerConfig(Frozen):
     """Open connections of clients."""
     max_connections_per_address: int = Field(1024, ge=1, le=1_000_000)
     """The same from one address. Those of `trusted_proxies` are not counted."""
+    ops_host: str = "127.0.0.1"
+    """Where `ops_port` listens. A change needs a restart."""
+    ops_port: int | None = Field(None, ge=0, le=65535)
+    """Answer /livez, /readyz and /metrics on this port, too, without a key and from a thread of its own. A change needs
+    a restart."""
     trusted_proxies: tuple[Network, ...] = ()
     """Addresses or networks whose X-Forwarded-For is believed, as in 127.0.0.0/8."""
     drain_delay: Seconds = 5.0
