@@ -122,12 +122,14 @@ class Protocol(asyncio.Protocol):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if problem := self._door.enter(self):
             self._refuse(problem)
+            self._loop.call_later(LINGER, self.abort)  # the door does not look after it
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
         self._door.leave(self)
         self.transport = None
         self._deaf = True
+        del self._parser  # it points back at us; this spares the collector the circle
         for cycle in (self._cycle, self._filling, *self._ahead):
             if cycle is not None:
                 cycle.left()
