@@ -226,6 +226,7 @@ class UpstreamError(GatewayError):
     failover = True  # another candidate may be tried while the client has heard nothing
     repeatable = True  # the same instance may do better at once
     counts = True  # against the instance's breaker
+    busy = False  # it has no room: saturated, not broken (ollama.md §4.1)
 
     def __init__(self, instance: str, message: str) -> None:
         super().__init__(f"instance {instance}: {message}")
@@ -296,9 +297,12 @@ class Refused(UpstreamError):
     gateway sends no credentials of a client, so they mean the instance is set up wrongly (ollama.md §4.5).
     """
 
-    def __init__(self, instance: str, status: int, message: str, *, code: str | None = None) -> None:
+    def __init__(
+        self, instance: str, status: int, message: str, *, code: str | None = None, retry_after: float | None = None
+    ) -> None:
         super().__init__(instance, message)
-        self.busy = status == 429 or (status == 503 and "busy" in message)  # saturated, not broken (ollama.md §4.1)
+        self.retry_after = retry_after
+        self.busy = status == 429 or (status == 503 and "busy" in message)
         self.failover = status >= 500 or status in (401, 403, 404, 408, 429)
         self.repeatable = status >= 500 or self.busy
         self.counts = status >= 500 and not self.busy

@@ -28,6 +28,7 @@ T = TypeVar("T")
 MAX_REPLY = 64 * 2**20  # bytes of a finished answer; embeddings of many inputs are the largest
 MAX_REFUSAL = 64 * 2**10  # bytes of an error body that are looked at
 MAX_BACKOFF = 1.0  # seconds
+MAX_ASKED_FOR = 10.0  # seconds an instance may have us wait for it; where it asks for more, the client is told so
 
 
 class RetryBudget:
@@ -139,15 +140,18 @@ class Journey:
                 except UpstreamError as failure:
                     error = failure
                     self.failed(lease, failure)
+            fresh = bool(self._untried())
+            pause = 0.0 if fresh else self._pause(error)
             again = error.failover and self.record.attempts < retry.attempts
-            again = again and (error.repeatable or bool(self._untried()))
+            again = again and (fresh or (error.repeatable and self._bears(pause)))
             allowed = again and self.means.budget.spend(error)
             if again or self.record.attempts > 1:
                 result = "tried" if allowed else "budget_denied" if again else "exhausted"
                 self.means.metrics.retries(self.record.route, error.reason, result).inc()
             if not allowed:
-                raise error
-            await self._back_off()
+                raise self._final(error)
+            if pause:
+                await asyncio.sleep(pause)
 
     async def _lease(self) -> Lease:
         """A lease on a candidate, one not yet tried if there is any. Waits in line, at most `timeouts.line` in all."""
@@ -199,12 +203,22 @@ class Journey:
         code = str(error.status) if isinstance(error, Refused) else "error"
         metrics.attempts(candidate.instance, candidate.model, code).inc()
 
-    async def _back_off(self) -> None:
-        """Full jitter before an instance that was tried is tried again; another instance needs no wait."""
-        if any(one.instance not in self._tried for one in self._candidates):
-            return
-        most = min(MAX_BACKOFF, self.setting.config.retry.backoff * 2 ** (self.record.attempts - 1))
-        await asyncio.sleep(most * self.means.random())
+    def _pause(self, error: UpstreamError) -> float:
+        """Seconds before an instance that was tried is tried again: what it asked for, else full jitter."""
+        if error.retry_after is not None:
+            return error.retry_after
+        most: float = min(MAX_BACKOFF, self.setting.config.retry.backoff * 2 ** (self.record.attempts - 1))
+        return most * self.means.random()
+
+    def _bears(self, pause: float) -> bool:
+        deadline = self.call.deadline
+        return pause <= MAX_ASKED_FOR and (deadline is None or self.means.now() + pause < deadline)
+
+    def _final(self, error: UpstreamError) -> UpstreamError:
+        """The error to tell. Where we tried several times, three attempts of a client would be nine (faults.md §1)."""
+        if self.record.attempts > 1 and error.sent and not error.busy:
+            error.retryable = False
+        return error
 
     async def open(self, lease: Lease, held: ExitStack) -> Response:
         """Send the call and wait for the head of the answer. Raises UpstreamError; a 4xx or 5xx is Refused."""
@@ -234,7 +248,9 @@ class Journey:
         text, code = refusal(await response.read_all(MAX_REFUSAL))
         if response.status == 404 and not text:  # no words of Ollama's handlers: it is too old to have the path
             text, code = f"has nothing at {self.call.operation.path}", "unknown_path"
-        return Refused(name, response.status, text or f"status {response.status}", code=code)
+        asked = dict(response.headers).get(b"retry-after", b"")
+        wait = float(asked) if asked.isdigit() else None  # a date is a proxy's; our own back-off does as well
+        return Refused(name, response.status, text or f"status {response.status}", code=code, retry_after=wait)
 
     async def _whole(self, lease: Lease, held: ExitStack) -> Reply:
         began = self.means.now()
