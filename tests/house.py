@@ -3,9 +3,9 @@
     async with House({"alpha": Behaviour(), "beta": Behaviour()}) as house:
         reply = await house.chat("hello")
 
-The quiescence check is Q of faults.md: no lease, no draining, an empty line, no open exchange, no idle socket too many,
-no asyncio task that was not there before, no failure that nobody looked at, and exactly one access-log line for each
-request.
+The quiescence check is Q of faults.md: no lease, no draining, an empty line, no open exchange, no idle socket too many
+or closed by its instance, no asyncio task that was not there before, no failure that nobody looked at, and exactly one
+access-log line for each request.
 """
 
 from __future__ import annotations
@@ -255,6 +255,7 @@ class House:
             "requests": len(self.server.server_state.tasks),
             "in flight": sum(one._value.get() for one in self.engine.metrics.in_flight._children.values()),
             "idle sockets": [one for one in upstreams if one.idle > one._max_idle],
+            "sockets the instance closed": sum(not kept.usable for one in upstreams for kept in one._idle),
             "flights": self.engine.cache.flights,
             "generations": sum(one.busy + one.waiting for one in self.simulators.values()),
         }
