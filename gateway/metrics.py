@@ -100,6 +100,7 @@ class _AtScrape(Collector):
 
     def __init__(self) -> None:
         self.reading = Reading()
+        self.connections = self.tasks = 0
 
     def describe(self) -> Iterable[Metric]:
         return []  # asked before there is anything to read
@@ -129,6 +130,8 @@ class _AtScrape(Collector):
             "Model names that have another digest on another instance.",
             reading.digest_conflicts,
         )
+        yield _gauge("gateway_client_connections", "Clients' open connections, idle ones included.", self.connections)
+        yield _gauge("gateway_asyncio_tasks", "asyncio tasks that are not done.", self.tasks)
         yield _gauge("gateway_draining", "1 while the gateway is shutting down.", float(reading.draining))
         yield _gauge(
             "gateway_config_last_reload_successful", "1 if the last reload was taken.", float(reading.reload_ok)
@@ -188,6 +191,7 @@ class Metrics:
         self._rendering = asyncio.Lock()
         self._text, self._text_at = b"", -10.0
         self.read: Callable[[], Reading] = Reading
+        self.connections: Callable[[], int] = int  # the server's to tell: there is none behind the Python library
         self.registry.register(self._at_scrape)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
@@ -297,7 +301,8 @@ class Metrics:
         """The text a scraper reads, rendered off the event loop; at most once a second. `now` in seconds."""
         async with self._rendering:
             if now - self._text_at >= 1.0:
-                self._at_scrape.reading = self.read()
+                self._at_scrape.reading, self._at_scrape.connections = self.read(), self.connections()
+                self._at_scrape.tasks = len(asyncio.all_tasks())  # here: it looks at each, which no probe should
                 self._text = await asyncio.to_thread(generate_latest, self.registry)
                 self._text_at = now
         return self._text

@@ -49,6 +49,7 @@ class Server(uvicorn.Server):
             )
         )
         self._app = app
+        app.engine.metrics.connections = lambda: len(self.server_state.connections)
         self._limits = config
         self._hurry = asyncio.Event()  # a second signal: wait no longer
         self._patient = True  # SIGTERM waits for balancers to look away, Ctrl-C does not
