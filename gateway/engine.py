@@ -224,6 +224,7 @@ class Engine:
 
     async def look(self) -> Reading:
         """The gateway now, for other threads."""
+        self.metrics.tasks.set(len(asyncio.all_tasks()))
         return self.reading()
 
     def reading(self) -> Reading:

@@ -211,7 +211,10 @@ class Metrics:
         self.stall = self._plain(
             Gauge, "gateway_event_loop_stall_seconds", "For how long the event loop has not turned, beyond its beat."
         )
-        self.connections = self._plain(Gauge, "gateway_connections", "Open connections of clients.")
+        self.connections = self._plain(
+            Gauge, "gateway_client_connections", "Clients' open connections, idle ones included."
+        )
+        self.tasks = self._plain(Gauge, "gateway_asyncio_tasks", "asyncio tasks that are not done.")
         build = Gauge("gateway_build_info", "The gateway's version.", ["version"], registry=self.registry)
         build.labels(version).set(1)
 
@@ -313,6 +316,7 @@ class Metrics:
         """The text a scraper reads, rendered off the event loop; at most once a second. `now` in seconds."""
         async with self._asked:
             if now - self._text_at >= 1.0:
+                self.tasks.set(len(asyncio.all_tasks()))
                 self._text = await asyncio.to_thread(self.render, self.read())
                 self._text_at = now
         return self._text

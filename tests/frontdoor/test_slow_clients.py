@@ -89,7 +89,7 @@ async def test_b3_a_thousand_slow_connections_do_not_disturb_the_others() -> Non
             wire = await stack.enter_async_context(one.wire())
             await wire.send(HEAD)
         assert (await one.chat()).status == 200
-        assert await one.metric("gateway_connections") >= 301
+        assert await one.metric("gateway_client_connections") >= 301
 
 
 async def test_c7_a_client_that_reads_nothing_is_let_go_and_its_instance_is_free_again() -> None:
@@ -123,7 +123,7 @@ async def test_one_connection_too_many_is_503_and_the_next_after_one_left_is_ser
             assert b"server.max_connections" in answer
         first.leave()
         async with asyncio.timeout(10):
-            while (await one.metric("gateway_connections")) > 2:
+            while (await one.metric("gateway_client_connections")) > 2:
                 await asyncio.sleep(0)
         async with one.wire() as fifth:
             await fifth.send(request("/livez", b"", method="GET"))
