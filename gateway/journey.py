@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from gateway.call import JSON, Call, Candidate, Plan, Priority, Record, Reply
+from gateway.call import JSON, Call, Candidate, Plan, Priority, Record, Reply, model_key
 from gateway.catalog import Catalog
 from gateway.config import Config, RouteConfig, Timeouts
 from gateway.dialects import broken, refusal
@@ -20,7 +20,7 @@ from gateway.errors import BadAnswer, CallTimeout, ConnectFailed, Refused, Upstr
 from gateway.instances import Lease, Pool, Ticket
 from gateway.metrics import Metrics
 from gateway.upstream import Request, Response, Upstream
-from gateway.wire import request_headers
+from gateway.wire import request_headers, retry_after
 
 T = TypeVar("T")
 
@@ -181,13 +181,17 @@ class Journey:
             return self._candidates
         instances, now = self.means.pool.instances, self.means.now()
         fresh = [one for one in self._candidates if one.instance not in self._tried]
-        return tuple(one for one in fresh if one.instance in instances and instances[one.instance].fit(now))
+        return tuple(
+            one for one in fresh if one.instance in instances and instances[one.instance].fit(now, model_key(one.model))
+        )
 
     def _begin(self, lease: Lease) -> None:
         record, candidate = self.record, lease.candidate
         record.attempts += 1
         record.instance, record.model, record.substitution = candidate.instance, candidate.model, candidate.substitution
         self._tried.append(candidate.instance)
+        if lease.last_resort:
+            self.means.metrics.panics(candidate.instance).inc()
 
     def failed(self, lease: Lease, error: UpstreamError) -> None:
         candidate, metrics = lease.candidate, self.means.metrics
@@ -233,7 +237,8 @@ class Journey:
         text, code = refusal(await response.read_all(MAX_REFUSAL))
         if response.status == 404 and not text:  # no words of Ollama's handlers: it is too old to have the path
             text, code = f"has nothing at {self.call.operation.path}", "unknown_path"
-        return Refused(name, response.status, text or f"status {response.status}", code=code)
+        words = text or f"status {response.status}"
+        return Refused(name, response.status, words, code=code, retry_after=retry_after(response.headers))
 
     async def _whole(self, lease: Lease, held: ExitStack) -> Reply:
         began = self.means.now()
