@@ -24,7 +24,7 @@ from gateway.errors import ConfigError, ConnectFailed
 from gateway.instances import Contents, Instance, MakeOrder, Pool, watch
 from gateway.journey import Means, RetryBudget, Setting
 from gateway.lists import Shows, Virtual
-from gateway.metrics import MAX_CHILDREN, InstanceReading, Metrics, Reading
+from gateway.metrics import MAX_CHILDREN, BreakerReading, InstanceReading, Metrics, Reading
 from gateway.upstream import Health, Prober, Upstream
 
 FIRST_LOOK = 1.0  # seconds that start waits for the instances to answer
@@ -213,9 +213,13 @@ class Engine:
         else:
             log.warning("instance.down", instance=instance, why=why)
 
-    def breaker_changed(self, instance: str, state: str, why: str) -> None:
-        self.metrics.breaker(instance, state).inc()
-        log.warning("breaker.change", instance=instance, state=state, why=why)
+    def breaker_changed(self, instance: str, model: str, state: str, why: str) -> None:
+        if model:
+            self.metrics.model_breaker(instance, model, state).inc()
+            log.warning("breaker.change", instance=instance, model=model, state=state, why=why)
+        else:
+            self.metrics.breaker(instance, state).inc()
+            log.warning("breaker.change", instance=instance, state=state, why=why)
 
     @property
     def stall(self) -> float:
@@ -254,10 +258,15 @@ class Engine:
         return InstanceReading(
             name=instance.name,
             state=instance.state(now),
-            up=instance.fit(now),
+            up=instance.fit(now) or (instance.up and not instance.away),
             in_flight=instance.held,
             draining=instance.draining,
             limit=instance.limit,
+            allowed=instance.allowed(now),
+            breakers=tuple(
+                BreakerReading(model, str(breaker.state_at(now)), breaker.why, max(0.0, until - now))
+                for model, breaker, until in instance.breakers.open()
+            ),
             connections=attached.upstream.idle + attached.upstream.busy if attached else 0,
             version=known.version,
             loaded=tuple((model.name, model.size_vram) for model in known.loaded.values()),

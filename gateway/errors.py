@@ -225,12 +225,33 @@ class UpstreamError(GatewayError):
     sent = True
     failover = True  # another candidate may be tried while the client has heard nothing
     repeatable = True  # the same instance may do better at once
-    counts = True  # against the instance's breaker
-    busy = False  # it has no room: saturated, not broken (ollama.md §4.1)
+    counts = True  # against a breaker
+    busy = False  # saturated, not broken
+    of_model = False  # it tells of the model there, not of the whole instance
+    unloadable = False  # the model cannot be loaded there now; others may do well
 
     def __init__(self, instance: str, message: str) -> None:
         super().__init__(f"instance {instance}: {message}")
         self.instance = instance
+
+    def _read(self, words: str) -> None:
+        """Find in the instance's own words whether they are about the model alone."""
+        words = words.casefold()
+        for reason, signs in _OF_MODEL.items():
+            if any(sign in words for sign in signs):
+                self.reason, self.of_model, self.unloadable = reason, True, reason != "runner_stopped"
+                self.repeatable = not self.unloadable
+                return
+
+
+_OF_MODEL = {  # what Ollama says when it is the model that fails (ollama.md §4.1), by our word for it
+    "no_memory": (
+        "more system memory", "out of memory", "out-of-memory", "not enough memory", "insufficient memory",
+        "cudamalloc failed", "failed to allocate", "unable to load full model",
+    ),
+    "load_failed": ("process has terminated", "timed out waiting for llama", "incompatible with your version of"),
+    "runner_stopped": ("runner has unexpectedly stopped",),
+}  # fmt: skip
 
 
 class ConnectFailed(UpstreamError):
@@ -289,6 +310,10 @@ class StreamBroken(UpstreamError):
     code = "stream_interrupted"
     reason = "stream_broken"
 
+    def __init__(self, instance: str, message: str) -> None:
+        super().__init__(instance, message)
+        self._read(message)
+
 
 class Refused(UpstreamError):
     """The instance answered with an error status of its own.
@@ -302,7 +327,7 @@ class Refused(UpstreamError):
     ) -> None:
         super().__init__(instance, message)
         self.retry_after = retry_after
-        self.busy = status == 429 or (status == 503 and "busy" in message)
+        self.busy = status == 429 or (status == 503 and "busy" in message)  # saturated, not broken (ollama.md §4.1)
         self.failover = status >= 500 or status in (401, 403, 404, 408, 429)
         self.repeatable = status >= 500 or self.busy
         self.counts = status >= 500 and not self.busy
@@ -314,6 +339,8 @@ class Refused(UpstreamError):
             self.kind, self.code, self.reason = "not_found_error", code or "model_not_found", "not_found"
         else:
             self.reason = "upstream_busy" if self.busy else f"upstream_{status // 100}xx"
+            if self.counts:
+                self._read(message)
         self.status = 502 if status in (401, 403, 408) else status
 
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from gateway.call import JSON, Call, Candidate, Plan, Priority, Record, Reply
+from gateway.call import JSON, Call, Candidate, Plan, Priority, Record, Reply, model_key
 from gateway.catalog import Catalog
 from gateway.config import Config, RouteConfig, Timeouts
 from gateway.dialects import broken, refusal
@@ -21,7 +21,7 @@ from gateway.instances import Lease, Pool, Ticket
 from gateway.metrics import Metrics
 from gateway.offload import sized
 from gateway.upstream import Request, Response, Upstream
-from gateway.wire import request_headers
+from gateway.wire import request_headers, retry_after
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ class Journey:
             fresh = bool(self._untried())
             pause = 0.0 if fresh else self._pause(error)
             again = error.failover and self.record.attempts < retry.attempts
-            again = again and (fresh or (error.repeatable and self._bears(pause)))
+            again = again and (fresh or (error.repeatable and self._bears(error)))
             allowed = again and self.means.budget.spend(error)
             if again or self.record.attempts > 1:
                 result = "tried" if allowed else "budget_denied" if again else "exhausted"
@@ -186,13 +186,17 @@ class Journey:
             return self._candidates
         instances, now = self.means.pool.instances, self.means.now()
         fresh = [one for one in self._candidates if one.instance not in self._tried]
-        return tuple(one for one in fresh if one.instance in instances and instances[one.instance].fit(now))
+        return tuple(
+            one for one in fresh if one.instance in instances and instances[one.instance].fit(now, model_key(one.model))
+        )
 
     def _begin(self, lease: Lease) -> None:
         record, candidate = self.record, lease.candidate
         record.attempts += 1
         record.instance, record.model, record.substitution = candidate.instance, candidate.model, candidate.substitution
         self._tried.append(candidate.instance)
+        if lease.last_resort:
+            self.means.metrics.panics(candidate.instance).inc()
 
     def failed(self, lease: Lease, error: UpstreamError) -> None:
         candidate, metrics = lease.candidate, self.means.metrics
@@ -205,14 +209,17 @@ class Journey:
 
     def _pause(self, error: UpstreamError) -> float:
         """Seconds before an instance that was tried is tried again: what it asked for, else full jitter."""
+        if error.busy:
+            return 0.0  # the pool gives it no call for as long as it asked
         if error.retry_after is not None:
             return error.retry_after
         most: float = min(MAX_BACKOFF, self.setting.config.retry.backoff * 2 ** (self.record.attempts - 1))
         return most * self.means.random()
 
-    def _bears(self, pause: float) -> bool:
-        deadline = self.call.deadline
-        return pause <= MAX_ASKED_FOR and (deadline is None or self.means.now() + pause < deadline)
+    def _bears(self, error: UpstreamError) -> bool:
+        """Whether the call can wait for as long as the instance asks."""
+        asked, deadline = error.retry_after or 0.0, self.call.deadline
+        return asked <= MAX_ASKED_FOR and (deadline is None or self.means.now() + asked < deadline)
 
     def _final(self, error: UpstreamError) -> UpstreamError:
         """The error to tell. Where we tried several times, three attempts of a client would be nine (faults.md §1)."""
@@ -248,9 +255,8 @@ class Journey:
         text, code = refusal(await response.read_all(MAX_REFUSAL))
         if response.status == 404 and not text:  # no words of Ollama's handlers: it is too old to have the path
             text, code = f"has nothing at {self.call.operation.path}", "unknown_path"
-        asked = dict(response.headers).get(b"retry-after", b"")
-        wait = float(asked) if asked.isdigit() else None  # a date is a proxy's; our own back-off does as well
-        return Refused(name, response.status, text or f"status {response.status}", code=code, retry_after=wait)
+        words = text or f"status {response.status}"
+        return Refused(name, response.status, words, code=code, retry_after=retry_after(response.headers))
 
     async def _whole(self, lease: Lease, held: ExitStack) -> Reply:
         began = self.means.now()

@@ -11,7 +11,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -57,6 +57,15 @@ class Family(Generic[Child]):
         return child
 
 
+class BreakerReading(NamedTuple):
+    """A breaker that is not closed, of one model there or, where that is "", of the whole instance."""
+
+    model: str
+    state: str
+    why: str
+    seconds: float  # until a call may try it
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceReading:
     """One instance at the moment of a scrape."""
@@ -68,6 +77,8 @@ class InstanceReading:
     draining: int
     limit: int
     connections: int
+    allowed: int = 0  # calls it may have now
+    breakers: tuple[BreakerReading, ...] = ()
     version: str = ""
     loaded: tuple[tuple[str, int], ...] = ()  # (model, bytes in VRAM)
 
@@ -100,7 +111,7 @@ class Reading:
         return "" if any(one.up for one in self.instances) else "no instance takes calls"
 
 
-STATES = ("healthy", "unknown", "down", "open", "half_open", "drained")
+STATES = ("healthy", "unknown", "down", "open", "half_open", "saturated", "slow_start", "drained")
 
 
 class _AtScrape(Collector):
@@ -158,6 +169,8 @@ class _AtScrape(Collector):
         in_flight = family("in_flight", "Calls it is working on.")
         draining = family("draining", "Calls it may still be working on though their client left.")
         limit = family("limit", "Calls it may have at once.")
+        allowed = family("allowed", "Calls it may have now: fewer while it is saturated or in its slow start.")
+        cooling = family("model_cooling", "1 for each model that is not asked of it, as it failed there.", "model")
         connections = family("connections", "Open connections to it, idle ones included.")
         loaded = family("model_loaded", "1 for each model it has in memory.", "model")
         vram = family("model_vram_bytes", "Memory the model takes on its GPU.", "model")
@@ -168,16 +181,20 @@ class _AtScrape(Collector):
                 (in_flight, one.in_flight),
                 (draining, one.draining),
                 (limit, one.limit),
+                (allowed, one.allowed),
                 (connections, one.connections),
             ):
                 metric.add_metric([one.name], value)
             for name in STATES:
                 state.add_metric([one.name, name], float(name == one.state))
             info.add_metric([one.name, one.version], 1)
+            for breaker in one.breakers:
+                if breaker.model:
+                    cooling.add_metric([one.name, breaker.model], 1)
             for model, size in one.loaded:
                 loaded.add_metric([one.name, model], 1)
                 vram.add_metric([one.name, model], size)
-        yield from (up, state, in_flight, draining, limit, connections, loaded, vram, info)
+        yield from (up, state, in_flight, draining, limit, allowed, cooling, connections, loaded, vram, info)
 
 
 def _gauge(name: str, words: str, value: float) -> GaugeMetricFamily:
@@ -278,6 +295,13 @@ class Metrics:
             "gateway_upstream_retries_total", "Attempts after the first.", "route", "reason", "result"
         )
         self.breaker = counter("gateway_upstream_breaker_transitions_total", "Breaker changes.", "instance", "to")
+        self.model_breaker = counter(
+            "gateway_upstream_model_breaker_transitions_total", "Changes of the breaker of one model on one instance.",
+            "instance", "model", "to",
+        )  # fmt: skip
+        self.panics = counter(
+            "gateway_upstream_panics_total", "Calls given to an open breaker, as nothing else was left.", "instance"
+        )
         self.probes = counter("gateway_upstream_health_checks_total", "Probes.", "instance", "result")
         self.probe_duration = histogram(
             "gateway_upstream_health_check_duration_seconds", "Round trip of a probe.", WAITS, "instance"

@@ -17,7 +17,7 @@ from gateway.call import Call, Plan, Wish
 from gateway.dialects import openai, reading
 from gateway.engine import Engine
 from gateway.instances import Resident
-from gateway.metrics import CONTENT_TYPE, InstanceReading
+from gateway.metrics import CONTENT_TYPE, BreakerReading, InstanceReading
 from gateway.routing import split_alias
 
 MAX_CONFLICTS = 100  # names shown by /gateway/status
@@ -79,6 +79,9 @@ class Ops:
             "in_flight": reading.in_flight,
             "draining": reading.draining,
             "limit": reading.limit,
+            "allowed": reading.allowed,
+            "breaker": next((_breaker(one) for one in reading.breakers if not one.model), None),
+            "cooling": {one.model: _breaker(one) for one in islice(reading.breakers, MAX_LISTED) if one.model},
             "round_trip_ms": round(known.seconds * 1000, 2) if known.version or known.listed else None,
             "problem": health.problem if health and not health.ok else None,
         }
@@ -129,6 +132,10 @@ class Ops:
         model = reading.possible_model(query.get("model", ""))
         call = hypothetical(model, query.get("task", ""), query.get("needs", ""))
         return Response(msgspec.json.encode(explained(self._engine.dispatch.plan(call))), media_type="application/json")
+
+
+def _breaker(one: BreakerReading) -> dict[str, Any]:
+    return {"state": one.state, "why": one.why, "seconds": round(one.seconds, 1)}
 
 
 def _resident(resident: Resident) -> dict[str, Any]:

@@ -258,10 +258,23 @@ class BreakerConfig(Frozen):
     """Failed calls in a row."""
     connects: int = Field(3, ge=1)
     """Failed connections in a row."""
+    first_tokens: int = Field(2, ge=1)
+    """Calls in a row without a first token in time, though the instance's probes are answered."""
+    ratio: float = Field(0.5, gt=0, le=1)
+    """This part of the calls of the last `window`, in no row, where there were `calls` or more."""
+    calls: int = Field(20, ge=1)
+    """The fewest calls of which `ratio` can be told."""
+    window: Seconds = Field(30.0, gt=0)
+    """How far back `ratio` looks."""
     cooldown: Seconds = 10.0
     """Until one call may try it again; longer each time it fails, 20 % more or less at random."""
     max_cooldown: Seconds = 300.0
     """The longest such pause."""
+    slow_start: Seconds = 30.0
+    """Tried with success it is given one call at a time, then more, until after this time its limit; 0: at once."""
+    busy: Seconds = 5.0
+    """An instance that says it is busy is given no more calls for this long than it has, or for as long as it says
+    itself, at most 10 s."""
 
 
 class CacheConfig(Frozen):

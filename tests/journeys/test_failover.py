@@ -71,13 +71,15 @@ async def test_every_attempt_fails_with_the_last_error_and_no_more_than_three_ar
         ("garbage", {"text": "no HTTP\r\n\r\n"}, 502, 3),
         ("reset", {}, 502, 3),
         ("busy", {}, 503, 3),
+        ("runner_stopped", {}, 500, 3),
+        ("out_of_memory", {}, 500, 1),
     ],
 )
 async def test_an_instance_that_is_alone_is_asked_again_only_where_that_may_help(
     kind: str, details: dict[str, Any], status: int, attempts: int
 ) -> None:
     limits = {"first_token": 0.1, "loading": 0.1}
-    async with House({"alpha": Behaviour()}, {"timeouts": limits}) as house:
+    async with House({"alpha": Behaviour()}, {"timeouts": limits, "breaker": {"busy": 0.02}}) as house:
         house.simulator("alpha").faults.arm(kind, times=None, path="/v1", **details)
         reply = await house.chat(stream=True)
         assert (reply.status, reply.headers["x-gateway-attempts"]) == (status, str(attempts))
