@@ -22,6 +22,7 @@ EXPOSED = (
     b"x-gateway-line, x-gateway-substituted"
 )
 
+_ORIGIN = re.compile(rb"[\x21-\x7e]{1,%d}" % MAX_ORIGIN)  # what browsers send is ASCII, and we echo it
 _HEADER_NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,4096}")
 _OTHER_PAGES = frozenset({b"cross-site", b"same-site"})
 
@@ -33,7 +34,7 @@ class Cors:
         self._allowed = re.compile("|".join(f"(?:{_pattern(origin)})" for origin in config.origins) or r"(?!)")
 
     def allows(self, origin: bytes) -> bool:
-        return len(origin) <= MAX_ORIGIN and bool(self._allowed.fullmatch(origin.decode("latin-1").lower()))
+        return _ORIGIN.fullmatch(origin) is not None and bool(self._allowed.fullmatch(origin.decode("ascii").lower()))
 
     def headers(self, origin: bytes) -> Headers:
         """What every answer to a request from `origin` carries."""

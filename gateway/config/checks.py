@@ -17,7 +17,17 @@ from pydantic import BaseModel, ValidationError
 
 from gateway.call import AUTO, model_key
 from gateway.config.document import Missing, Steps, Written, printable
-from gateway.config.models import BUILT_IN_TASKS, CacheConfig, Config, InstanceConfig, Match, RouteConfig, Target
+from gateway.config.models import (
+    BUILT_IN_TASKS,
+    SHA256,
+    WORD,
+    CacheConfig,
+    Config,
+    InstanceConfig,
+    Match,
+    RouteConfig,
+    Target,
+)
 from gateway.errors import Problem
 
 MAX_PROBLEMS = 100  # more are counted, not told
@@ -138,6 +148,10 @@ def _message(fault: Any, steps: Steps, written: Written) -> str:
     return f"{must}, found {_found(fault['input'], steps, written)}{_way_out(kind, fault['input'], steps)}"
 
 
+_PATTERNS = {
+    WORD: 'must be letters, digits, "_", "." and "-", and not begin with "." or "-"',
+    SHA256: "must be a SHA-256: 64 digits of lower-case hex",
+}
 _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "model_type": lambda _: "must be a mapping of keys to values",
     "dict_type": lambda _: "must be a mapping of names to values",
@@ -145,7 +159,7 @@ _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "string_type": lambda _: "must be text",
     "string_too_short": lambda _: "must not be empty",
     "string_too_long": lambda c: f"must have at most {c['max_length']} characters",
-    "string_pattern_mismatch": lambda _: 'must be letters, digits, "_", "." and "-", and not begin with "." or "-"',
+    "string_pattern_mismatch": lambda c: _PATTERNS[c["pattern"]],
     "too_short": lambda _: "must have at least one entry",
     "too_long": lambda c: f"must have at most {c['max_length']} entries",
     "int_type": lambda _: "must be a whole number",
@@ -170,6 +184,8 @@ def _found(value: Any, steps: Steps, written: Written) -> str:
         return f"{printable(written.sources[steps])} (hidden)"
     if steps and steps[-1] == "url" and "@" in str(value):
         return "one that does (hidden)"
+    if steps and steps[-1] == "sha256":  # it may be the key itself, by mistake
+        return "something else (hidden)"
     if isinstance(value, str):
         return f'"{printable(written.redacted(value))}"'
     if isinstance(value, dict | list):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
+from math import isfinite
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -31,7 +32,8 @@ def _size(value: Any) -> Any:
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if isinstance(value, str) and match is None:
         raise ValueError('must be a size: bytes as a number, or "512KiB", "64MiB", "1GiB"')
-    return int(float(match[1]) * _BYTES[match[2]]) if match else value
+    size = float(match[1]) * _BYTES[match[2]] if match else value
+    return int(size) if match and isfinite(size) else size  # pydantic says what is wrong with infinity
 
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
@@ -39,7 +41,10 @@ _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[
 
 def _instance_url(value: str) -> str:
     """Scheme and authority only, without a trailing slash or `/v1`: both spellings mean the same Ollama."""
-    parts = urlsplit(value)
+    try:
+        parts = urlsplit(value)
+    except ValueError:  # its own words would show the password that may be in there
+        raise ValueError("must look like http://host:11434") from None
     if parts.scheme not in ("http", "https") or not _HOST.fullmatch(parts.hostname or ""):
         raise ValueError("must look like http://host:11434")
     if parts.username or parts.password:
@@ -69,7 +74,9 @@ Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, allow_inf_nan
 Network = Annotated[str, AfterValidator(_network)]
 Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0), WithJsonSchema(_SIZE_SCHEMA)]
 InstanceUrl = Annotated[str, AfterValidator(_instance_url)]
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=64)]
+WORD = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+SHA256 = r"^[0-9a-f]{64}$"
+Word = Annotated[str, Field(pattern=WORD, max_length=64)]
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 
 BUILT_IN_TASKS: dict[str, tuple[str, ...]] = {
@@ -346,7 +353,7 @@ class KeyConfig(Frozen):
 
     name: Word
     """What logs call its owner."""
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: str = Field(pattern=SHA256)
     """The key's SHA-256 in lower-case hex: `printf %s "$KEY" | sha256sum`."""
     weight: float = Field(1.0, ge=0.01, le=100)
     """Its owner's share of the line, against that of others."""

@@ -21,6 +21,7 @@ from gateway.dialects.reading import (
     Positive,
     TaskName,
     Thing,
+    Whole,
     complaint,
     conversation_begun,
     first_byte,
@@ -49,7 +50,7 @@ class MessagesBody(Struct, kw_only=True, gc=False):
     max_tokens: Positive | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Whole | None = None
 
 
 class CountBody(Struct, kw_only=True, gc=False):

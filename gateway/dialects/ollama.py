@@ -21,6 +21,7 @@ from gateway.dialects.reading import (
     Form,
     TaskName,
     Thing,
+    Whole,
     class_by_inputs,
     class_by_suffix,
     conversation_begun,
@@ -36,7 +37,7 @@ UNFINISHED = "the instance ended the answer without finishing it"
 
 class Options(Struct, gc=False):
     temperature: float | None = None
-    seed: int | None = None
+    seed: Whole | None = None
 
 
 class Common(Struct, kw_only=True, gc=False):

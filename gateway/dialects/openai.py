@@ -22,6 +22,7 @@ from gateway.dialects.reading import (
     Positive,
     TaskName,
     Thing,
+    Whole,
     class_by_inputs,
     class_by_suffix,
     complaint,
@@ -58,8 +59,8 @@ class Generation(Common, kw_only=True, gc=False):
     stream_options: StreamOptions | None = None
     temperature: float | None = None
     top_p: float | None = None
-    seed: int | None = None
-    n: int | None = None
+    seed: Whole | None = None
+    n: Whole | None = None
     stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
     max_tokens: Positive | None = None
 

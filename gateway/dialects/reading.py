@@ -24,7 +24,8 @@ from gateway.wire import json
 Shape = TypeVar("Shape", bound=Struct)
 
 TaskName = Annotated[str, Meta(max_length=64)]
-Positive = Annotated[int, Meta(ge=1)]
+Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]  # what an instance can hold; it refuses any other
+Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 
 NULL = Raw(b"null")
 

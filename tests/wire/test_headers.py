@@ -69,6 +69,24 @@ def test_no_text_can_leave_its_header_line(text: str) -> None:
     assert value == value.strip()
 
 
+ANY_BYTES = st.binary(max_size=300).map(lambda value: value.decode("latin-1"))  # as a client's headers reach us
+
+
+@given(request_id=ANY_BYTES, agent=ANY_BYTES | st.text(alphabet=st.characters()), trace=ANY_BYTES | st.just(TRACE))
+def test_no_bytes_of_a_client_make_a_header_of_their_own(request_id: str, agent: str, trace: str) -> None:
+    for name, value in request_headers(request_id, agent, trace):
+        assert name.islower()
+        assert re.fullmatch(rb"[\x20-\x7e]*", value)
+        assert value == value.strip()
+
+
+@given(value=st.binary(max_size=80) | st.text(alphabet=st.characters(), max_size=80))
+def test_a_request_id_is_kept_whole_or_not_at_all(value: str | bytes) -> None:
+    kept = sane_request_id(value)
+
+    assert kept is None or (kept == (value if isinstance(value, str) else value.decode()) and kept.isascii())
+
+
 @given(text=st.text(alphabet=st.characters(codec="utf-8"), max_size=28).map(str.strip))
 def test_a_header_value_can_be_read_back(text: str) -> None:
     assert unquote(ascii_value(text).decode()) == text

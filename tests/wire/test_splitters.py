@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.wire import FrameTooLong, ndjson, sse
 from gateway.wire.splitter import Splitter
+from tests.examples import tried
 
 PIECES = [b"\r", b"\n", b"\r\n", b"\n\n", b"data: x", b": c", b"data:", b"\xef\xbb\xbf", "é\u2028\u0085".encode()]
 STREAMS = st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join)
@@ -38,6 +39,51 @@ def test_frames_do_not_depend_on_where_the_bytes_were_cut(
     assert fed(dripped, stream, list(range(len(stream)))) == frames
     assert whole.rest == cut.rest == dripped.rest
     assert b"".join(frames) + whole.rest == stream
+
+
+@MAKERS
+@given(stream=STREAMS | st.binary(max_size=200), cuts=CUTS, limit=st.integers(1, 40))
+@tried(300)
+def test_whatever_comes_a_limit_is_passed_or_kept_wherever_it_was_cut(
+    make: Callable[[int], Splitter], stream: bytes, cuts: list[int], limit: int
+) -> None:
+    whole, cut, dripped = make(limit), make(limit), make(limit)
+    try:
+        frames = fed(whole, stream, [])
+    except FrameTooLong:
+        for splitter, at in ((cut, cuts), (dripped, list(range(len(stream))))):
+            with pytest.raises(FrameTooLong):
+                fed(splitter, stream, at)
+        return
+    assert fed(cut, stream, cuts) == fed(dripped, stream, list(range(len(stream)))) == frames
+    assert all(len(frame) <= limit for frame in frames)
+    assert len(whole.rest) <= limit
+
+
+@MAKERS
+@given(stream=STREAMS | st.binary(max_size=300), cuts=CUTS)
+def test_each_byte_is_looked_at_once(make: type[Splitter], stream: bytes, cuts: list[int]) -> None:
+    looked = 0
+
+    class Counted(make):  # type: ignore[valid-type, misc]
+        def _end(self, source: bytes | bytearray, start: int, searched: int) -> int:
+            nonlocal looked
+            end: int = super()._end(source, start, searched)
+            looked += (end or len(source)) - max(start, searched)
+            return end
+
+    fed(Counted(), stream, cuts)
+    fed(Counted(), stream, list(range(len(stream))))
+
+    again = 3 * (len(cuts) + 2 + len(stream) + 2)  # of what came before, three bytes each time that something comes
+    assert looked <= 2 * len(stream) + again
+
+
+@given(event=st.binary(max_size=60) | STREAMS)
+def test_any_bytes_at_all_have_a_payload_or_none(event: bytes) -> None:
+    payload = sse.data(event)
+
+    assert payload is None or len(payload) <= len(event)
 
 
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n", b"\r\n\n", b"\n\r", b"\r\n\r"])
