@@ -3,14 +3,16 @@
     async with House({"alpha": Behaviour(), "beta": Behaviour()}) as house:
         reply = await house.chat("hello")
 
-The quiescence check is Q of faults.md: no lease, no draining, an empty line, no open exchange, no asyncio task that
-was not there before, and exactly one access-log line for each request.
+The quiescence check is Q of faults.md: no lease, no draining, an empty line, no open exchange, no request in flight, no
+socket that its other end has left, no asyncio task that was not there before, no exception that nobody retrieved, and
+exactly one access-log line for each request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -30,6 +32,7 @@ from gateway.simulator import Behaviour, Seen, Simulator
 MODEL = "llama3.1:8b"
 ALPHA_FIRST = {"name": "alpha-first", "match": {"model": "*"}, "to": [{"instance": "alpha"}, {"instance": "beta"}]}
 LIMIT = 10.0  # seconds; guards against a hang, never a measurement
+CLOSE_WAIT = 8  # Linux: a socket whose other end has left, and which nobody closes
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,8 @@ class House:
 
     async def __aenter__(self) -> Self:
         self._before = asyncio.all_tasks()
+        self.complaints: list[dict[str, Any]] = []  # of the event loop: what nobody retrieved, callbacks that failed
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: self.complaints.append(told))
         self._stack = AsyncExitStack()
         self.lines: list[Any] = self._stack.enter_context(capture_logs())
         self.simulators = {
@@ -147,6 +152,7 @@ class House:
         if error is None:
             self._check_lines()
             assert asyncio.all_tasks() == self._before, "asyncio tasks are left over"
+            assert not self.complaints, f"the event loop complains: {self.complaints}"
 
     async def _warm_up(self) -> None:
         async with httpx.AsyncClient(timeout=LIMIT, trust_env=False) as client:
@@ -233,13 +239,28 @@ class House:
             "draining": sum(one.draining for one in pool.instances.values()),
             "line": pool.depth,
             "line bytes": pool.held_bytes,
+            "callers": pool.callers,
             "exchanges": sum(one.upstream.busy for one in self.engine._attached.values()),
             "present": len(self.app.crowd),
             "requests": len(self.server.server_state.tasks),
+            "in flight": sum(one._value.get() for one in self.engine.metrics.in_flight._children.values()),
+            "left by their other end": len(self._left_open()),
+            "idle connections too many": sum(
+                max(0, one.upstream.idle - one.upstream._max_idle) for one in self.engine._attached.values()
+            ),
             "flights": self.engine.cache.flights,
             "generations": sum(one.busy + one.waiting for one in self.simulators.values()),
         }
         return {name: value for name, value in found.items() if value}
+
+    def _left_open(self) -> list[socket.socket]:
+        """Sockets of the gateway that wait for it to close them."""
+        upstreams = [one.upstream for one in self.engine._attached.values()]
+        connections: list[Any] = [each for one in upstreams for each in (*one._idle, *one._busy) if each.usable]
+        transports = [each._transport for each in connections]
+        transports += [each.transport for each in self.server.server_state.connections]
+        sockets = [each.get_extra_info("socket") for each in transports if not each.is_closing()]
+        return [each for each in sockets if each.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == CLOSE_WAIT]
 
     def _check_lines(self) -> None:
         ids = Counter(line["id"] for line in self.lines if line["event"] == "call.done")

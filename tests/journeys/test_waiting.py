@@ -152,8 +152,6 @@ async def unending(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
     "limits", [{"stream": {"hold": 0.01, "keep_alive": 0.01}}, {"timeouts": {"total": 0.05}}], ids=str
 )
 async def test_after_the_end_marker_there_is_no_keep_alive_and_no_limit(limits: dict[str, Any]) -> None:
-    complaints: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, complaint: complaints.append(complaint))
     async with await asyncio.start_server(unending, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         only = {"instances": [{"name": "unending", "url": url, "model": MODEL}]}
@@ -163,7 +161,7 @@ async def test_after_the_end_marker_there_is_no_keep_alive_and_no_limit(limits: 
             await house.quiet()
             assert (house.last_line()["status"], "reason" in house.last_line()) == (200, False)
     gc.collect()
-    assert not complaints
+    assert not house.complaints
 
 
 async def test_the_line_is_visible() -> None:
