@@ -96,6 +96,16 @@ class Response:
         """At least one byte came back."""
         return self._answer.heard
 
+    @property
+    def whole(self) -> bool:
+        """All of it is here, read or not: the instance has nothing more to do for it."""
+        return self._answer.done
+
+    def when_whole(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called if it becomes whole while nobody reads."""
+        if not self._closed:
+            self._connection.on_whole = callback
+
     async def begin(self, head: bytes, body: bytes, until: float, sending: Callable[[], None] | None) -> Self:
         """Send, and wait for the head of the answer, until `until` (loop time). Only `Upstream.open` calls this."""
         answer, connection = self._answer, self._connection
@@ -132,6 +142,10 @@ class Response:
         if not self._closed:
             self._connection.resume()
         return data
+
+    def unread(self) -> bytes:
+        """All of the body that came since the last read, without waiting for any."""
+        return self._answer.take()
 
     async def read_all(self, limit: int) -> bytes:
         """The rest of the body. Raises what `read` raises, and BadAnswer beyond `limit` bytes."""
