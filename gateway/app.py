@@ -7,7 +7,7 @@ from dataclasses import replace
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.api.guard import Guard
-from gateway.api.inference import Choose, Inference, TokenCount
+from gateway.api.inference import Choose, Inference, Intake, TokenCount
 from gateway.api.models import Memory, Models, Native
 from gateway.api.ops import Ops
 from gateway.api.presence import Crowd
@@ -27,13 +27,15 @@ class App(Guard):
 
 
 def _entries(engine: Engine, crowd: Crowd) -> list[Entry]:
+    intake = Intake(engine, crowd)
+
     def make(choose: Choose) -> Inference:
-        return Inference(engine, crowd, choose)
+        return Inference(engine, crowd, intake, choose)
 
     def remembering(entry: Entry) -> Entry:
-        return replace(entry, endpoint=Memory(engine, crowd, entry.endpoint)) if entry.path in MEMORY else entry
+        return replace(entry, endpoint=Memory(engine, crowd, intake, entry.endpoint)) if entry.path in MEMORY else entry
 
-    models, native, ops = Models(engine), Native(engine), Ops(engine, crowd)
+    models, native, ops = Models(engine), Native(engine, intake), Ops(engine, crowd)
     pages = {
         "/": ops.hello,
         "/livez": ops.live,
@@ -53,7 +55,7 @@ def _entries(engine: Engine, crowd: Crowd) -> list[Entry]:
     named = {"/api/show": native.show, "/api/pull": native.pull}
     return [
         *map(remembering, inference(make)),
-        Entry(path="/v1/messages/count_tokens", methods=POST, operation="count_tokens", endpoint=TokenCount(engine)),
+        Entry(path="/v1/messages/count_tokens", methods=POST, operation="count_tokens", endpoint=TokenCount(intake)),
         *(Entry(path=path, methods=GET, operation="ops", endpoint=answer(page)) for path, page in pages.items()),
         *(Entry(path=path, methods=GET, operation="models", endpoint=answer(page)) for path, page in lists.items()),
         *(Entry(path=path, methods=POST, operation="models", endpoint=answer(page)) for path, page in named.items()),

@@ -20,7 +20,7 @@ from gateway.cache import Cache
 from gateway.catalog import Catalog
 from gateway.config import Config, InstanceConfig, Loaded
 from gateway.dispatch import Dispatch
-from gateway.errors import ConfigError, ConnectFailed
+from gateway.errors import ConfigError, ConnectFailed, Exhausted
 from gateway.instances import Contents, Instance, MakeOrder, Pool, watch
 from gateway.journey import Means, RetryBudget, Setting
 from gateway.lists import Shows, Virtual
@@ -329,7 +329,10 @@ class Engine:
 
     async def _probe(self, attached: Attached) -> tuple[bool, str]:
         name = attached.config.name
-        found = attached.last = await attached.prober.health(self.config.health.timeout)
+        try:
+            found = attached.last = await attached.prober.health(self.config.health.timeout)
+        except Exhausted as error:  # it was not asked: what it said last holds
+            return (attached.last.ok, attached.last.problem) if attached.last else (False, error.message)
         self.catalog.saw(name, found)
         self.metrics.probes(name, "ok" if found.ok else "failed").inc()
         self.metrics.probe_duration(name).observe(found.seconds)

@@ -9,6 +9,7 @@ GatewayError
 ├── CapacityError    nobody's: come back   LineFull 429 · LineTimeout 429 · DeadlineUnreachable 429 · NoInstance 503
 │                                          ShuttingDown 503 · TooManyConnections 503
 ├── UpstreamError    an instance's doing   ConnectFailed 502 · ConnectionLost 502 · BadAnswer 502 · Refused (its status)
+│                                          Exhausted 503: ours, but it ends an attempt all the same
 │                                          FirstTokenTimeout 504 · IdleTimeout 504 · CallTimeout 504 · StreamBroken
 └── InternalError 500                      ours: a defect, never a way to answer bad input
 ClientLeft           nobody's: the client hung up; not an error anyone is told of
@@ -260,6 +261,23 @@ class ConnectFailed(UpstreamError):
     code = "upstream_unavailable"
     reason = "connect"
     sent = False
+
+
+class Exhausted(ConnectFailed):
+    """The gateway itself had no file or memory left for a connection. No instance is to blame."""
+
+    status = 503
+    code = "gateway_exhausted"
+    reason = "exhausted"
+    retry_after = 1.0
+    retryable = True
+    failover = False
+    counts = False
+
+    def __init__(self, instance: str) -> None:
+        words = "the gateway could not connect to an instance: it has reached its limit of open files, or of memory"
+        GatewayError.__init__(self, words)
+        self.instance = instance
 
 
 class ConnectionLost(UpstreamError):

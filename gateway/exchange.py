@@ -2,6 +2,8 @@
 
 After the first content frame there is no second attempt, and an answer is whole only if its own end marker was seen;
 everything else is raised as an error, after the frames that came before it were handed out.
+
+The instance's place is given back as soon as its answer is whole: what a slow client has yet to read is kept here.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ class Exchange:
         self._ready: list[Frame] = []
         self._broken: UpstreamError | None = None
         self._ended = False
+        self._given_back = False
         self._held = ExitStack()
         self._limit = asyncio.timeout(journey.limits.total)
         self._sent_at = self._first_at = 0.0
@@ -51,14 +54,12 @@ class Exchange:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        record = self._journey.record
-        record.upstream = self._now() - self._sent_at
-        record.usage = self._reader.usage
         if isinstance(error, UpstreamError):
             self._journey.failed(self._lease, error)
-        elif self._ended:
-            self._journey.done(self._lease)
-        self._held.close()
+        self._give_back()
+        record = self._journey.record
+        record.upstream = self._now() - self._sent_at  # once more: what a slow client takes is no time of ours
+        record.usage = self._reader.usage
         await self._lift_limit(error)
 
     @property
@@ -78,6 +79,8 @@ class Exchange:
             error.code = StreamBroken.code  # whatever broke it: the client has part of an answer
             raise
         self._ready = []
+        if self._ended and self._response.whole:
+            self._give_back()
         record = self._journey.record
         record.frames += len(frames)
         record.tokens_span = self._now() - self._first_at
@@ -109,6 +112,27 @@ class Exchange:
         self._first_at = self._now()
         self._journey.answered(lease, self._first_at - self._sent_at)
         self._held = held.pop_all()
+        self._response.when_whole(self._all_here)
+
+    def _all_here(self) -> None:
+        """The instance has ended while the client still reads. Synchronous: called as its last bytes come in."""
+        try:
+            if not self._ended:
+                self._ready = self._sound(self._lease.candidate.instance, self._response.unread())
+        except BadAnswer as error:
+            self._broken = error
+        if self._ended:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """End the lease and the response. Idempotent."""
+        if self._given_back:
+            return
+        self._given_back = True
+        self._journey.record.upstream = self._now() - self._sent_at
+        if self._ended:
+            self._journey.done(self._lease)
+        self._held.close()
 
     async def _read(self, lease: Lease, response: Response) -> list[Frame]:
         """Frames that came, up to an error among them, which is raised by the next call."""

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack
 from functools import partial
 from types import FrameType
@@ -27,6 +27,8 @@ from gateway.frontdoor import Door, Protocol
 from gateway.sidedoor import SideDoor
 
 LAST_WORDS = 2.0  # seconds for streams to end in-band after the drain timeout
+SPREAD = 2.0  # seconds at most over which idle connections are closed, so that not all clients come back at once
+PER_CONNECTION = 0.01  # seconds: with few of them it takes less
 
 log = structlog.get_logger("gateway.server")
 
@@ -99,39 +101,56 @@ class Server(uvicorn.Server):
         if self.should_exit:
             self._hurry.set()
         self._patient = self._patient and sig == signal.SIGTERM
-        self.should_exit = True
+        self.should_exit = self._app.engine.draining = self._app.closing = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, in the order of faults.md §5; bounded by the delay, the timeout and a few seconds."""
         app = self._app
-        app.engine.draining = app.closing = True
-        calls = len(app.crowd)
-        log.info("drain.begin", calls=calls)
+        log.info("drain.begin", calls=len(app.crowd))
         if self._patient:
-            await self._until_hurried(self._limits.drain_delay)
+            await self._unless_hurried(asyncio.sleep(self._limits.drain_delay))
         for server in self.servers:
             server.close()
+        await self._unless_hurried(self._finish(), self._limits.drain_timeout)
+        cut = app.crowd.interrupt(ShuttingDown())
         for connection in list(self.server_state.connections):
             connection.shutdown()
-        await self._until_hurried(self._limits.drain_timeout, finish=True)
-        cut = app.crowd.interrupt(ShuttingDown())
-        await self._until_quiet(LAST_WORDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS):
+                await self._until_gone()
         for task in self.server_state.tasks:
             task.cancel()
         for connection in list(self.server_state.connections):
             cast(Protocol, connection).abort()
         log.info("drain.end", cut=cut)
 
-    async def _until_hurried(self, seconds: float, *, finish: bool = False) -> None:
-        hurried = asyncio.create_task(self._hurry.wait(), name="second signal")
-        quiet = asyncio.create_task(self._until_quiet(seconds) if finish else asyncio.sleep(seconds), name="drain")
-        await asyncio.wait((hurried, quiet), return_when=asyncio.FIRST_COMPLETED)
-        for task in (hurried, quiet):
-            task.cancel()
+    async def _finish(self) -> None:
+        """Let what is under way end, and what is idle go."""
+        connections = cast(set[Protocol], set(self.server_state.connections))
+        idle = [one for one in connections if one.idle]
+        for connection in connections.difference(idle):
+            connection.shutdown()  # after its answer
+        pause = min(PER_CONNECTION, SPREAD / max(1, len(idle))) if self._patient else 0.0
+        for connection in idle:
+            await asyncio.sleep(pause)
+            connection.shutdown()
+        await self._until_gone()
 
-    async def _until_quiet(self, seconds: float) -> None:
-        """Until no request is in progress, at most `seconds`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while tasks := set(self.server_state.tasks):
-                    await asyncio.wait(tasks)
+    async def _until_gone(self) -> None:
+        """Until no request is in progress, and what was answered has been sent."""
+        state = self.server_state
+        while state.tasks or state.connections:
+            if state.tasks:
+                await asyncio.wait(set(state.tasks))
+                continue
+            for connection in list(state.connections):  # one may have come in while the door was closed
+                connection.shutdown()
+            await asyncio.sleep(0.005)  # nobody tells of the end of a connection
+
+    async def _unless_hurried(self, work: Coroutine[None, None, None], seconds: float | None = None) -> None:
+        """Do `work`, for at most so many seconds and until a second signal."""
+        working = asyncio.create_task(work, name="drain")
+        hurried = asyncio.create_task(self._hurry.wait(), name="second signal")
+        await asyncio.wait((working, hurried), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in (working, hurried):
+            task.cancel()

@@ -3,15 +3,16 @@
     async with House({"alpha": Behaviour(), "beta": Behaviour()}) as house:
         reply = await house.chat("hello")
 
-The quiescence check is Q of faults.md: no lease, no draining, an empty line, no open exchange, no idle socket too many
-or closed by its instance, no asyncio task that was not there before, no failure that nobody looked at, and exactly one
-access-log line for each request.
+The quiescence check is Q of faults.md: no lease, no draining, an empty line, no open exchange, no request in flight, no
+idle socket too many, no socket that its other end has left, no asyncio task that was not there before, no exception
+that nobody retrieved, and exactly one access-log line for each request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ MODEL = "llama3.1:8b"
 ALPHA_FIRST = {"name": "alpha-first", "match": {"model": "*"}, "to": [{"instance": "alpha"}, {"instance": "beta"}]}
 LIMIT = 10.0  # seconds; guards against a hang, never a measurement
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # httpx would read all authorities anew for each client, for 25 ms
+CLOSE_WAIT = 8  # Linux: a socket whose other end has left, and which nobody closes
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +119,9 @@ class House:
     async def __aenter__(self) -> Self:
         self._before = asyncio.all_tasks()
         self._stack = AsyncExitStack()
-        self._unseen: list[dict[str, Any]] = []  # what the event loop was told of and nobody caught
+        self.complaints: list[dict[str, Any]] = []  # of the event loop: what nobody retrieved, callbacks that failed
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: self._unseen.append(context))
+        loop.set_exception_handler(lambda _, told: self.complaints.append(told))
         self._stack.callback(loop.set_exception_handler, None)
         self.lines: list[Any] = self._stack.enter_context(capture_logs())
         self.simulators = {
@@ -161,7 +163,7 @@ class House:
         if error is None:
             self._check_lines()
             assert asyncio.all_tasks() == self._before, "asyncio tasks are left over"
-            assert not self._unseen, f"nobody looked at a failure: {self._unseen}"
+            assert not self.complaints, f"the event loop complains: {self.complaints}"
 
     async def _warm_up(self) -> None:
         async with httpx.AsyncClient(timeout=LIMIT, trust_env=False, verify=NO_TLS) as client:
@@ -244,22 +246,33 @@ class House:
 
     def _unrest(self) -> dict[str, object]:
         pool = self.engine.pool
-        upstreams = [one.upstream for one in self.engine._attached.values()]
         found: dict[str, object] = {
             "held": sum(one.held for one in pool.instances.values()),
             "draining": sum(one.draining for one in pool.instances.values()),
             "line": pool.depth,
             "line bytes": pool.held_bytes,
-            "exchanges": sum(one.busy for one in upstreams),
+            "callers": pool.callers,
+            "exchanges": sum(one.upstream.busy for one in self.engine._attached.values()),
             "present": len(self.app.crowd),
             "requests": len(self.server.server_state.tasks),
             "in flight": sum(one._value.get() for one in self.engine.metrics.in_flight._children.values()),
-            "idle sockets": [one for one in upstreams if one.idle > one._max_idle],
-            "sockets the instance closed": sum(not kept.usable for one in upstreams for kept in one._idle),
+            "left by their other end": len(self._left_open()),
+            "idle connections too many": sum(
+                max(0, one.upstream.idle - one.upstream._max_idle) for one in self.engine._attached.values()
+            ),
             "flights": self.engine.cache.flights,
             "generations": sum(one.busy + one.waiting for one in self.simulators.values()),
         }
         return {name: value for name, value in found.items() if value}
+
+    def _left_open(self) -> list[socket.socket]:
+        """Sockets of the gateway that wait for it to close them."""
+        upstreams = [one.upstream for one in self.engine._attached.values()]
+        outward: list[Any] = [each for one in upstreams for each in (*one._idle, *one._busy) if each.usable]
+        inward: list[Any] = list(self.server.server_state.connections)
+        transports = [each._transport for each in outward] + [each.transport for each in inward if each.transport]
+        sockets = [each.get_extra_info("socket") for each in transports if not each.is_closing()]
+        return [each for each in sockets if each.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == CLOSE_WAIT]
 
     def _check_lines(self) -> None:
         ids = Counter(line["id"] for line in self.lines if line["event"] == "call.done")

@@ -9,14 +9,14 @@ from urllib.parse import parse_qs
 from starlette.types import Receive, Scope, Send
 
 from gateway.api.keys import caller
-from gateway.api.presence import Crowd
+from gateway.api.presence import Crowd, Stay
 from gateway.api.relay import relay_reply, relay_stream, send_body
 from gateway.call import Call, Operation, Priority, Record, Wish
 from gateway.config import Config
 from gateway.dialects import anthropic
 from gateway.dispatch import Dispatch
 from gateway.engine import Engine
-from gateway.errors import BodyTooLarge, ClientLeft, InvalidCall
+from gateway.errors import BodyTooLarge, ClientLeft, InvalidCall, LineFull
 from gateway.offload import sized
 from gateway.routing import HINTS, split_alias
 from gateway.wire import encoding, response_headers
@@ -32,16 +32,17 @@ Choose = Callable[[bytes], Operation]
 class Inference:
     """The ASGI endpoint of one operation, or of the few that share a path and are told apart by their body."""
 
-    def __init__(self, engine: Engine, crowd: Crowd, choose: Choose) -> None:
+    def __init__(self, engine: Engine, crowd: Crowd, intake: Intake, choose: Choose) -> None:
         self._engine = engine
         self._crowd = crowd
+        self._intake = intake
         self._choose = choose
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record: Record = scope["gateway.record"]
         config = self._engine.config
         headers = _headers(scope)
-        body = await read_body(headers, receive, config.server.max_body)
+        body = await self._intake.read(headers, receive)
         operation = await sized(len(body), self._choose, body)
         record.operation, record.dialect = operation.name, operation.dialect
         wish = await sized(len(body), operation.read, body)
@@ -56,41 +57,66 @@ class Inference:
             await relay_reply(dispatch, call, record, receive=receive, send=send, crowd=self._crowd)
 
 
-async def read_body(headers: Mapping[str, str], receive: Receive, limit: int) -> bytes:
-    """The whole body, inflated where it came compressed.
+class Intake:
+    """Reads bodies. Each has a bound, all on their way in have one together, and a shutdown ends those that dawdle."""
 
-    Raises BodyTooLarge beyond `limit` bytes, before or after that, UnsupportedEncoding, InvalidCall, ClientLeft.
-    """
-    coding = encoding.named(headers.get("content-encoding", ""))
-    declared = headers.get("content-length", "")
-    too_large = f"the body is larger than {limit} bytes (server.max_body)"
-    if declared.isdigit() and int(declared[:20]) > limit:
-        raise BodyTooLarge(too_large)
-    body = bytearray()  # not a list of pieces: a client that sends two bytes at a time would cost many times its body
-    more = True
-    while more:
+    def __init__(self, engine: Engine, crowd: Crowd) -> None:
+        self._engine = engine
+        self._crowd = crowd
+        self.held = 0  # bytes of bodies that are not complete yet
+
+    async def read(self, headers: Mapping[str, str], receive: Receive) -> bytes:
+        """The whole body, inflated where it came compressed.
+
+        Raises BodyTooLarge beyond `server.max_body`, before or after that, UnsupportedEncoding, InvalidCall, LineFull,
+        ClientLeft, ShuttingDown.
+        """
+        coding, limit = encoding.named(headers.get("content-encoding", "")), self._engine.config.server.max_body
+        declared = headers.get("content-length", "")
+        if declared.isdigit() and int(declared[:20]) > limit:
+            raise _too_large(limit)
+        body = bytearray()  # not a list of pieces: two bytes at a time would cost many times the body
+        try:
+            with Stay(self._crowd):
+                while await self._grows(body, receive, limit):
+                    continue
+        finally:
+            self.held -= len(body)
+        if coding is None:
+            return bytes(body)
+        return await sized(len(body) * INFLATES, encoding.inflated, bytes(body), coding, limit)
+
+    async def _grows(self, body: bytearray, receive: Receive, limit: int) -> bool:
+        """Add the next piece; whether there is more to come."""
         message = await receive()
         if message["type"] == "http.disconnect":
             raise message.get("error") or ClientLeft
-        body += message.get("body", b"")
+        piece = message.get("body", b"")
+        body += piece
+        self.held += len(piece)
         if len(body) > limit:
-            raise BodyTooLarge(too_large)
-        more = message.get("more_body", False)
-    return (
-        bytes(body)
-        if coding is None
-        else await sized(len(body) * INFLATES, encoding.inflated, bytes(body), coding, limit)
-    )
+            raise _too_large(limit)
+        most = self._engine.config.line.max_bytes
+        if not message.get("more_body", False):
+            return False  # it is whole: from here on the line's own bounds hold
+        if self.held > most and self.held > len(body):  # a body that is alone has only its own bound
+            words = f"bodies that are on their way in may hold at most {most} bytes (line.max_bytes)"
+            raise LineFull(words, retry_after=1.0)
+        return True
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {limit} bytes (server.max_body)")
 
 
 class TokenCount:
     """POST /v1/messages/count_tokens: an estimate, made here and now; no instance is asked (clients.md §9 I 91)."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_body(_headers(scope), receive, self._engine.config.server.max_body)
+        body = await self._intake.read(_headers(scope), receive)
         told = b'{"input_tokens":%d}' % await sized(len(body), anthropic.estimated_tokens, body)
         await send_body(send, 200, told, response_headers())
 

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.api.inference import read_body
+from gateway.api.inference import Intake
 from gateway.api.presence import Crowd, Presence
 from gateway.api.relay import send_body, told
 from gateway.call import Record, model_key
@@ -127,8 +127,9 @@ _NAMED = reading.Form(Named)
 class Native:
     """GET /api/tags, /api/ps and /api/version; POST /api/show and /api/pull."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, intake: Intake) -> None:
         self._engine = engine
+        self._intake = intake
 
     async def tags(self, request: Request) -> Response:
         """Every model once, the virtual ones first, then by name; which instance speaks for one: `Catalog.merged`."""
@@ -200,8 +201,7 @@ class Native:
 
     async def _read(self, request: Request) -> tuple[str, Named]:
         """The model as the client spelt it, and its whole body. Raises InvalidCall."""
-        limit = self._engine.config.server.max_body
-        body = _NAMED.read(await read_body(request.headers, request.receive, limit))
+        body = _NAMED.read(await self._intake.read(request.headers, request.receive))
         asked = reading.required_model(body.model or body.name)
         record: Record = request.scope["gateway.record"]
         record.asked = asked
@@ -239,14 +239,15 @@ class Memory:
     so does one that brings options, for which an Ollama may load anew (ollama.md §2.4).
     """
 
-    def __init__(self, engine: Engine, crowd: Crowd, endpoint: ASGIApp) -> None:
+    def __init__(self, engine: Engine, crowd: Crowd, intake: Intake, endpoint: ASGIApp) -> None:
         self._engine = engine
         self._crowd = crowd
+        self._intake = intake
         self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
-        body = await read_body(headers, receive, self._engine.config.server.max_body)
+        body = await self._intake.read(headers, receive)
         prompted = scope["gateway.record"].path == "/api/generate"
         asked = await sized(len(body), _without_question, body, prompted=prompted)
         offers = self._meant(asked) if asked is not None else []

@@ -208,7 +208,7 @@ class LineConfig(Frozen):
     max_calls: int | None = Field(None, ge=0, le=1_000_000)
     """Calls that may wait. Without it: 8 for every call the instances can take at once, at least 32."""
     max_bytes: Bytes = 256 * 2**20
-    """Bodies held by waiting calls, together."""
+    """Bodies held by waiting calls, together; as much again may be on its way in."""
     max_calls_per_caller: int | None = Field(None, ge=0, le=1_000_000)
     """Calls of one caller that may wait. Without it: three quarters of the line, so that others find a place."""
     max_running_per_caller: int | None = Field(None, ge=1, le=1_000_000)

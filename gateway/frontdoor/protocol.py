@@ -71,6 +71,7 @@ class Protocol(asyncio.Protocol):
         door: Door,
     ) -> None:
         self.peer = ""
+        self.client: tuple[str, int] | None = None  # its address, once connected
         self.leaving = False  # the server shuts down: no further request after this one
         self.transport: asyncio.Transport | None = None
         self._app = config.loaded_app
@@ -116,7 +117,7 @@ class Protocol(asyncio.Protocol):
         self._server.connections.add(self)  # type: ignore[arg-type]  # uvicorn's set is typed for its own protocols
         peer = transport.get_extra_info("peername")
         self.peer = str(peer[0]) if isinstance(peer, tuple) else ""
-        self._client = (self.peer, int(peer[1])) if self.peer else None
+        self.client = (self.peer, int(peer[1])) if self.peer else None
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -282,7 +283,7 @@ class Protocol(asyncio.Protocol):
             "query_string": query,
             "root_path": "",
             "headers": self._headers,
-            "client": self._client,
+            "client": self.client,
             "server": None,
         }
 
@@ -326,10 +327,12 @@ class Protocol(asyncio.Protocol):
             self._linger()
         elif cycle.more_body:
             self.take_more()
-        elif not cycle.keep or self.leaving:
+        elif not cycle.keep:
             self._close()
         elif self._ahead:
-            self._start(self._ahead.popleft())
+            self._start(self._ahead.popleft())  # also when leaving: it came before anybody was told
+        elif self.leaving:
+            self._close()
         else:
             self.take_more()
 
@@ -380,11 +383,12 @@ class Protocol(asyncio.Protocol):
             self._refuse(RequestTimeout(f"no whole head within {limits.head_timeout:g} s (server.head_timeout)"))
         elif self._reading is Reading.BODY and self._filling is not None and not self._paused:
             self._check_body(self._filling, waited, limits)
-        elif self._idle and waited > limits.keep_alive:
+        elif self.idle and waited > limits.keep_alive:
             self._close()
 
     @property
-    def _idle(self) -> bool:
+    def idle(self) -> bool:
+        """Whether no request is under way, nor coming in."""
         return self._reading is Reading.NOTHING and (self._cycle is None or self._cycle.complete)
 
     def _stalls(self, now: float, limit: float) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.errors import BadAnswer, ConnectionLost, FirstTokenTimeout, Refused, UpstreamError
+from gateway.errors import BadAnswer, ConnectionLost, Exhausted, FirstTokenTimeout, Refused, UpstreamError
 from gateway.upstream.transport import HTTPError, client
 from gateway.upstream.upstream import Upstream
 
@@ -144,13 +144,15 @@ class Prober:
         self._posts = asyncio.Semaphore(MAX_POSTS)
 
     async def health(self, timeout: float) -> Health:
-        """Whether it answers, within `timeout` seconds in all. Raises nothing but CancelledError."""
+        """Whether it answers, within `timeout` seconds in all. Raises Exhausted where it could not be asked."""
         began = time.perf_counter()
         try:
             async with asyncio.timeout(timeout):
                 ok, version, native, problem = await self._what_is_it()
         except TimeoutError:
             ok, version, native, problem = False, "", True, _advice(f"timed out: no answer within {timeout:g} s")
+        except Exhausted:
+            raise
         except UpstreamError as error:
             words = error.message.removeprefix(f"instance {self._name}: ")
             ok, version, native, problem = False, "", True, _advice(words)

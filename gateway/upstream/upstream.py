@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from gateway.errors import BadAnswer, ConnectFailed, ConnectionLost, FirstTokenTimeout, IdleTimeout
+from gateway.errors import BadAnswer, ConnectFailed, ConnectionLost, Exhausted, FirstTokenTimeout, IdleTimeout
 from gateway.upstream.connection import Answer, Connection
 
 OURS = frozenset({b"host", b"content-length", b"transfer-encoding", b"accept-encoding", b"connection"})
@@ -38,6 +38,7 @@ _WORDS = {  # of a connection that failed; `probe` adds the likely fix
     errno.EHOSTUNREACH: "no route to it",
     errno.ENETUNREACH: "no route to it",
 }
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,16 @@ class Response:
         """At least one byte came back."""
         return self._answer.heard
 
+    @property
+    def whole(self) -> bool:
+        """All of it is here, read or not: the instance has nothing more to do for it."""
+        return self._answer.done
+
+    def when_whole(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called if it becomes whole while nobody reads."""
+        if not self._closed:
+            self._connection.on_whole = callback
+
     async def begin(self, head: bytes, body: bytes, until: float, sending: Callable[[], None] | None) -> Self:
         """Send, and wait for the head of the answer, until `until` (loop time). Only `Upstream.open` calls this."""
         answer, connection = self._answer, self._connection
@@ -132,6 +143,10 @@ class Response:
         if not self._closed:
             self._connection.resume()
         return data
+
+    def unread(self) -> bytes:
+        """All of the body that came since the last read, without waiting for any."""
+        return self._answer.take()
 
     async def read_all(self, limit: int) -> bytes:
         """The rest of the body. Raises what `read` raises, and BadAnswer beyond `limit` bytes."""
@@ -238,7 +253,7 @@ class Upstream:
 
         `connect` seconds for a new connection, `first` seconds from sending to the call of `Response.spoke`. `sending`
         is called before the first byte goes out: from then on the instance may have begun the work.
-        Raises ConnectFailed, ConnectionLost, BadAnswer, FirstTokenTimeout; ValueError for a request that is none.
+        Raises ConnectFailed or Exhausted, ConnectionLost, BadAnswer, FirstTokenTimeout; ValueError for no request.
         """
         head = self._head(request)
         loop = asyncio.get_running_loop()
@@ -306,6 +321,8 @@ class Upstream:
             connection.check()  # lost or closed as it was made
         except BaseException as error:
             connection.abort()
+            if isinstance(error, OSError) and _ours(error):
+                raise Exhausted(self.name) from error
             if isinstance(error, OSError | UnicodeError | ConnectionLost):
                 raise ConnectFailed(self.name, _words(error, limit)) from error
             raise
@@ -345,6 +362,21 @@ def _several_addresses(loop: asyncio.AbstractEventLoop, host: str) -> dict[str, 
     return {}
 
 
+def _ours(error: OSError) -> bool:
+    """Whether there was no connection for want of files or memory of our own."""
+    if isinstance(error, socket.gaierror):  # which has no word for it: looking a name up takes a file, too
+        try:
+            socket.socket().close()
+        except OSError as tried:
+            error = tried
+    return any(_means(error, code) for code in _EXHAUSTED)
+
+
+def _means(error: BaseException, code: int) -> bool:
+    # Where several addresses failed, the loop joins their texts and drops the numbers.
+    return getattr(error, "errno", None) == code or f"[Errno {code}]" in str(error)
+
+
 def _words(error: BaseException, limit: float) -> str:
     """Why there is no connection, without the address."""
     if isinstance(error, socket.gaierror | UnicodeError):
@@ -356,7 +388,6 @@ def _words(error: BaseException, limit: float) -> str:
     if isinstance(error, ssl.SSLError):
         return "does not speak TLS as we do"
     for code, words in _WORDS.items():
-        # Where several addresses failed, the loop joins their texts and drops the numbers.
-        if getattr(error, "errno", None) == code or f"[Errno {code}]" in str(error):
+        if _means(error, code):
             return words
     return "no connection"

@@ -85,19 +85,6 @@ async def test_equal_calls_at_the_same_time_share_one_flight() -> None:
         assert await house.metric("gateway_cache_requests_total", route="by-model", result="collapsed") == 19
 
 
-async def test_a_flight_goes_on_when_the_caller_that_began_it_leaves() -> None:
-    async with one() as house:
-        alpha = house.simulator("alpha")
-        alpha.behaviour = Behaviour(first_token=0.2)
-        async with house.asking(ask("x", temperature=0)) as first:
-            await alpha.until(lambda: alpha.busy == 1)
-            second = asyncio.create_task(house.post("/v1/chat/completions", ask("x", temperature=0)), name="second")
-            await house.until(lambda: len(house.app.crowd) == 2)
-            first.leave()
-            assert (await second).status == 200
-        assert generated(house) == 1
-
-
 async def test_a_flight_ends_when_the_last_caller_leaves() -> None:
     async with one() as house:
         alpha = house.simulator("alpha")

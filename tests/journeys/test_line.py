@@ -176,30 +176,6 @@ async def test_a_flood_of_one_caller_delays_another_by_at_most_two_calls() -> No
         assert max(place - before - 1 for before, place in pairwise([-1, *places])) <= 2
 
 
-async def test_one_caller_can_not_fill_the_line_and_is_told_the_setting() -> None:
-    async with one(line={"max_calls_per_caller": 1}, auth=keys(amy=1, bob=1)) as house:
-        waiting = Waiting(house)
-        async with held(house, authorization="Bearer amy"):
-            await waiting.chat("amy", authorization="Bearer amy")
-            refused = await house.chat(authorization="Bearer amy")
-            await waiting.chat("bob", authorization="Bearer bob")
-        assert (refused.status, refused.json["error"]["code"]) == (429, "line_full")
-        assert "line.max_calls_per_caller" in refused.json["error"]["message"]
-        assert {reply.status for reply in await waiting.replies()} == {200}
-
-
-async def test_one_caller_has_only_so_many_calls_at_once_while_there_is_room_for_others() -> None:
-    async with one(4, line={"max_running_per_caller": 1}, auth=keys(amy=1, bob=1)) as house:
-        waiting = Waiting(house)
-        async with held(house, authorization="Bearer amy"):
-            await waiting.chat("amy", authorization="Bearer amy")
-            assert (await house.chat(authorization="Bearer bob")).status == 200
-            assert house.engine.pool.depth == 1
-        (reply,) = await waiting.replies()
-        assert reply.status == 200
-        assert "line.max_running_per_caller" in reply.headers["x-gateway-line"]
-
-
 async def test_who_waited_for_a_call_of_their_own_to_end_is_told_the_setting() -> None:
     async with one(4, line={"max_running_per_caller": 1}, timeouts={"line": 0.1}) as house, held(house):
         reply = await house.chat()
@@ -257,13 +233,6 @@ async def test_the_time_of_one_call_is_not_that_of_an_equal_one_beside_it() -> N
             patient = asyncio.create_task(house.post(PATH, ask("say: same", seed=1)), name="patient")
             assert (await hurried).status == 429
         assert (await patient).status == 200
-
-
-async def test_a_call_whose_time_runs_out_in_line_is_told_then() -> None:
-    async with one() as house, held(house):
-        reply = await house.chat(x_request_timeout="0.1")
-        assert (reply.status, reply.json["error"]["code"]) == (429, "line_timeout")
-        assert "X-Request-Timeout" in reply.json["error"]["message"]
 
 
 @pytest.mark.parametrize("wrong", ["soon", "-1", "1e3", "", "inf", "5s"])

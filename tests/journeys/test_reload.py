@@ -1,4 +1,4 @@
-"""A new configuration while calls run: nothing in flight is touched, and what does not load changes nothing."""
+"""A new configuration while calls run, case by case; a thousand of them under load: tests/faults/test_reload.py."""
 
 from __future__ import annotations
 
@@ -42,51 +42,6 @@ def with_limit(house: House, name: str, limit: int) -> list[dict[str, Any]]:
         {"name": one, "url": simulator.url, "max_concurrent": limit if one == name else 4}
         for one, simulator in house.simulators.items()
     ]
-
-
-async def test_a_reload_under_load_touches_no_call() -> None:
-    behaviour = Behaviour(parallel=8, per_second=300)
-    async with House({"alpha": behaviour, "beta": behaviour}, warm=True) as house:
-        given = reloadable(house)
-        calls = [asyncio.create_task(house.chat(f"{n}", stream=True), name=f"call {n}") for n in range(16)]
-        for limit in range(1, 9):
-            given.keys = {"instances": with_limit(house, "alpha", limit)}
-            assert house.engine.reload()
-            await house.chat("between")
-        replies = await asyncio.gather(*calls)
-        assert {reply.instance for reply in replies} == {"alpha", "beta"}
-        assert all(reply.status == 200 and reply.events[-1] == "[DONE]" for reply in replies)
-
-
-async def test_a_configuration_that_does_not_load_changes_nothing_and_says_why() -> None:
-    async with House({"alpha": Behaviour()}) as house:
-        given = reloadable(house)
-        before = house.engine.config
-        given.broken = True
-        assert not house.engine.reload()
-        assert house.engine.config is before
-        assert any(line["event"] == "config.problem" and line["line"] == 3 for line in house.lines)
-        assert "gateway_config_last_reload_successful 0.0" in (await house.get("/metrics")).body.decode()
-        assert (await house.chat()).status == 200
-
-
-async def test_an_instance_that_is_removed_finishes_what_it_has_and_gets_no_more() -> None:
-    async with House({"alpha": Behaviour(), "beta": Behaviour()}) as house:
-        given = reloadable(house)
-        for simulator in house.simulators.values():
-            simulator.faults.arm("hang_mid_stream", path="/v1", after=1)
-        async with house.asking(ask("x", stream=True)) as wire:
-            await wire.until(b"data: ")
-            name = "alpha" if b"x-gateway-instance: alpha" in wire.seen else "beta"
-            other = {"alpha": "beta", "beta": "alpha"}[name]
-            house.simulator(other).faults.clear()
-            given.keys = {"instances": [one for one in with_limit(house, "", 4) if one["name"] == other]}
-            assert house.engine.reload()
-            assert house.simulator(name).busy == 1
-            for _ in range(4):
-                assert (await house.chat()).instance == other
-            wire.leave()
-            await house.simulator(name).until(lambda: house.simulator(name).connections == 0)
 
 
 async def test_an_instance_that_is_added_is_asked_for_its_models_and_used() -> None:
