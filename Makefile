@@ -7,7 +7,11 @@ CODE := gateway tests benchmarks
 # Real clients against the gateway, in an environment of their own: .venv-clients and tests/clients/node_modules.
 CLIENTS := .venv-clients
 
-.PHONY: run demo test check clients clients-slow clients-ready lint bench bench-line bench-policy bench-overload soak bench-cancellations bench-rolling compatibility format schema clean
+# What needs schemathesis, in an environment of its own: it brings twenty packages.
+FUZZ := .venv-fuzz
+PROPERTIES := tests/wire tests/config tests/api tests/dialects tests/faults tests/test_log.py
+
+.PHONY: run demo test check clients clients-slow clients-ready fuzz fuzz-quick lint bench bench-line bench-policy bench-overload soak bench-cancellations bench-rolling compatibility format schema clean
 
 run: $(VENV)/.core
 	$(BIN)/ollama-gateway serve $(ARGS)
@@ -27,6 +31,13 @@ clients-slow: clients-ready
 	$(CLIENTS)/bin/python -m pytest tests/clients -m slow $(ARGS)
 
 clients-ready: $(CLIENTS)/.ready tests/clients/node_modules/.ready
+
+# Everything that is tried with made-up input, twenty times as long (half an hour); the public surface alone, for a minute.
+fuzz: $(FUZZ)/.ready
+	$(FUZZ)/bin/python -m pytest --hypothesis-profile=long tests/fuzz $(PROPERTIES) $(ARGS)
+
+fuzz-quick: $(FUZZ)/.ready
+	$(FUZZ)/bin/python -m pytest tests/fuzz $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check $(CODE)
@@ -69,7 +80,7 @@ schema: $(VENV)/.dev
 	$(BIN)/python -c "import json; from gateway.config import json_schema; print(json.dumps(json_schema(), indent=2))" > gateway/routes.schema.json
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) tests/clients/node_modules
+	rm -rf $(VENV) $(CLIENTS) $(FUZZ) tests/clients/node_modules
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed, this is ' + sys.version.split()[0] + '. Try: make PYTHON=python3.12 ...')"
@@ -86,6 +97,11 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 $(CLIENTS)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[clients]'
+	@touch $@
+
+$(FUZZ)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	@touch $@
 
 tests/clients/node_modules/.ready: tests/clients/package-lock.json

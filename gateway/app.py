@@ -41,6 +41,7 @@ def _entries(engine: Engine, crowd: Crowd) -> list[Entry]:
         "/livez": ops.live,
         "/readyz": ops.ready,
         "/metrics": ops.metrics,
+        "/openapi.json": ops.description,
         "/gateway/status": ops.status,
         "/gateway/line": ops.line,
         "/gateway/explain": ops.explain,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import yaml
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -25,7 +28,7 @@ MAX_LISTED = 100  # of a kind shown by /gateway/line
 
 
 class Ops:
-    """GET /, /livez, /readyz, /metrics, /gateway/status, /gateway/line and /gateway/explain."""
+    """GET /, /livez, /readyz, /metrics, /openapi.json, /gateway/status, /gateway/line and /gateway/explain."""
 
     def __init__(self, engine: Engine, crowd: Crowd) -> None:
         self._engine = engine
@@ -47,6 +50,10 @@ class Ops:
     async def metrics(self, request: Request) -> Response:
         text = await self._engine.metrics.exposition(asyncio.get_running_loop().time())
         return Response(text, headers={"content-type": CONTENT_TYPE})
+
+    async def description(self, request: Request) -> Response:
+        """What can be called, as OpenAPI."""
+        return Response(await asyncio.to_thread(_description), media_type="application/json")
 
     async def status(self, request: Request) -> Response:
         """The gateway now, as JSON."""
@@ -136,6 +143,16 @@ class Ops:
 
 def _breaker(one: BreakerReading) -> dict[str, Any]:
     return {"state": one.state, "why": one.why, "seconds": round(one.seconds, 1)}
+
+
+@cache
+def _description() -> bytes:
+    """gateway/openapi.yaml as JSON, under our own version."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    text = (Path(__file__).parent.parent / "openapi.yaml").read_text("utf-8")
+    told: dict[str, Any] = yaml.load(text, loader)  # noqa: S506 - a safe loader either way
+    told["info"]["version"] = __version__
+    return msgspec.json.encode(told)
 
 
 def _resident(resident: Resident) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def read_embed(data: dict[str, Any], style: str) -> Ask:
         model=_word(data, "model"),
         words=_count(inputs),
         inputs=tuple(inputs),
-        dimensions=min(dimensions, 4_096) if isinstance(dimensions, int) and dimensions > 0 else DIMENSIONS,
+        dimensions=min(dimensions, 4_096) if type(dimensions) is int and dimensions > 0 else DIMENSIONS,
         encoding=_word(data, "encoding_format") or "float",
         keep_alive=_keep_alive(data.get("keep_alive")),
         style=style,
