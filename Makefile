@@ -64,7 +64,7 @@ soak: $(VENV)/.core
 	MINUTES=$(MINUTES) $(BIN)/python -m benchmarks.soak
 
 bench-cancellations: $(VENV)/.core
-	COUNT=$(COUNT) $(BIN)/python -m benchmarks.cancellations
+	COUNT=$(COUNT) NOTICED_MS=$(NOTICED_MS) $(BIN)/python -m benchmarks.cancellations
 
 bench-rolling: $(VENV)/.core
 	RESTARTS=$(RESTARTS) $(BIN)/python -m benchmarks.rolling

@@ -95,6 +95,7 @@ defaults
     timeout connect 2s
     timeout client 60s
     timeout server 60s
+    timeout check 1s
     retries 3
     option redispatch
     option http-no-delay

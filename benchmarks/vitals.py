@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import re
 import statistics
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from benchmarks.figures import Address
 Words = dict[str, float]
 
 _STATES = {"01": "established", "02": "connecting", "08": "close_wait", "0A": "listening"}
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 _IDLE = ("held", "draining", "line", "in_flight")
 
 
@@ -34,7 +36,16 @@ class Vitals:
     clients: int  # open connections
     upstreams: int  # open connections, idle ones included
     tasks: int
-    series: int
+    names: frozenset[str]  # of all series, with their labels
+
+    @property
+    def series(self) -> int:
+        return len(self.names)
+
+    @property
+    def values(self) -> frozenset[str]:
+        """Every value that a label has, but for the bounds of histograms."""
+        return frozenset(value for name in self.names for label, value in _LABEL.findall(name) if label != "le")
 
     @property
     def idle(self) -> bool:
@@ -112,7 +123,7 @@ async def take(pid: int, address: Address) -> Vitals:
         clients=total(words, "gateway_client_connections") - 1,
         upstreams=total(words, "gateway_upstream_connections"),
         tasks=total(words, "gateway_asyncio_tasks"),
-        series=len(words),
+        names=frozenset(words),
     )
 
 
