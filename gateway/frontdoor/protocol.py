@@ -247,8 +247,6 @@ class Protocol(asyncio.Protocol):
         cycle, self._filling = self._filling, None
         if cycle is not None:
             cycle.ended()
-            if not cycle.keep:
-                self._deaf = True  # what comes after the last request is nobody's
             if cycle.complete:
                 self._rest(cycle)
 

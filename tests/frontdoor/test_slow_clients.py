@@ -7,10 +7,11 @@ import json
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from gateway.frontdoor import Protocol
 from gateway.simulator import Behaviour
 from tests.house import House, ask, request
 
@@ -76,6 +77,24 @@ async def test_a_body_that_waits_for_its_go_ahead_has_its_time_too() -> None:
         assert (await wire.rest()).startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 408 ")
 
 
+async def test_a_body_that_was_never_asked_for_is_not_waited_for_and_its_connection_ends() -> None:
+    async with house() as one, one.wire() as wire:
+        await wire.send(b"POST /nowhere HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n")
+        assert b"connection: close" in await wire.until(b"unknown_path")
+
+
+async def test_what_is_sent_ahead_of_an_answer_is_held_back_beyond_a_bound() -> None:
+    async with house() as one, one.wire() as wire:
+        first = json.dumps(ask("/hold 60000 hello", stream=True)).encode()
+        await wire.send(request(CHAT, first))
+        await one.until(lambda: bool(one.server.server_state.tasks))
+        wire.writer.write(request(CHAT, b" " * 10_000_000))
+        (connection,) = cast(set[Protocol], one.server.server_state.connections)
+        await one.until(lambda: connection._paused)
+        assert len(one.server.server_state.tasks) == 1
+        assert len(connection._ahead[0].body) < 1_000_000
+
+
 async def test_an_idle_connection_is_closed_after_its_time_and_not_while_it_is_answered() -> None:
     async with house(keep_alive=0.1, head_timeout=0.1) as one, one.wire() as wire:
         await wire.send(request(CHAT, json.dumps(ask("/hold 300 hello")).encode()))
@@ -128,6 +147,19 @@ async def test_one_connection_too_many_is_503_and_the_next_after_one_left_is_ser
         async with one.wire() as fifth:
             await fifth.send(request("/livez", b"", method="GET"))
             await fifth.until(b"alive")
+
+
+async def test_a_connection_too_many_is_not_kept_though_its_client_goes_on_sending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.frontdoor.protocol.LINGER", 0.05)
+    async with house(max_connections=1) as one, one.wire() as first:
+        await first.send(request("/livez", b"", method="GET"))
+        await first.until(b"alive")
+        async with one.wire() as second, asyncio.timeout(10):
+            await second.rest()
+            with pytest.raises(ConnectionError):
+                await for_ever(second.send, b"x", every=0.01)
 
 
 async def test_one_address_may_not_take_all_connections_unless_it_is_a_trusted_proxys() -> None:
