@@ -122,8 +122,10 @@ class Breaker:
             self.since = now
 
     def succeeded(self, now: float) -> None:
-        """A call ended well. Not said at its first token: an instance that dies in every stream must not look fine."""
-        self._failures = self._connects = self._silences = 0
+        """A call ended well. Not said at its first token: an instance that dies in every stream must not look fine.
+        Nor does it end the other rows: streams may run out well while nothing new begins.
+        """
+        self._failures = 0
         if self.until is None:
             self._times_open = 0
             self._tally.note(now, failed=False)
@@ -164,8 +166,7 @@ class Breaker:
     def blank(self, now: float) -> bool:
         """Whether it says no more than a new one would."""
         rows = self._connects or self._silences or self._failures or self._times_open
-        settled = self.until is None and self.since is None and self.told is BreakerState.CLOSED
-        return settled and not rows and not self._tally.counts(now)[0]
+        return self.until is None and self.since is None and not rows and not self._tally.counts(now)[0]
 
     def _count(self, error: UpstreamError, now: float) -> None:
         if isinstance(error, ConnectFailed):
@@ -303,14 +304,13 @@ class Breakers:
                 yield model, breaker, breaker.until
 
     def settle(self, limit: int, slots: Callable[[str], int], now: float) -> float:
-        """Forget what is over; when something next changes by itself, NEVER if nothing does."""
+        """Forget what is over and was told; when something next changes by itself, NEVER if nothing does."""
         due = min((own.settle(slots(model), now) for model, own in self.models.items()), default=NEVER)
         due = min(due, self.whole.settle(limit, now), self._busy_until if self.saturated(now) else NEVER)
         for model in [model for model, own in self.models.items() if own.blank(now)]:
             del self.models[model]
-        whole = self.whole
-        still = whole.until is None and whole.since is None and whole.told is BreakerState.CLOSED
-        self.calm = still and not self.models and not self.saturated(now)
+        closed = self.whole.until is None and self.whole.since is None
+        self.calm = closed and not self.models and not self.saturated(now)
         return due
 
     def _both(self, model: str) -> tuple[Breaker, ...]:

@@ -144,6 +144,7 @@ class Instance:
 
     @property
     def up(self) -> bool:
+        """In use, and there as far as its probes say."""
         return not (self.removed or self.config.drain) and self.healthy
 
     def fit(self, now: float, model: str = "") -> bool:

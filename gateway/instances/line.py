@@ -60,7 +60,7 @@ class Tier(NamedTuple):
 class Want:
     """All waiting calls with the same candidates."""
 
-    __slots__ = ("_levels", "_open", "_open_at", "ageing", "candidates", "count", "models", "tiers")
+    __slots__ = ("_levels", "_offered", "_open", "_open_at", "ageing", "candidates", "count", "models", "tiers")
 
     def __init__(self, candidates: tuple[Candidate, ...], place: Callable[[str], int | None], ageing: float) -> None:
         self.candidates = candidates
@@ -75,6 +75,7 @@ class Want:
         self.tiers = _tiers(self.candidates, place)
         self._open: Tier | None = None
         self._open_at = -1
+        self._offered = 0
 
     def tier(self, roster: Roster) -> Tier | None:
         """The first tier with a fit instance, less what is not fit of it: a later one is for what is unhealthy, never
@@ -85,6 +86,17 @@ class Want:
             tiers = (tier.among(allowed) for allowed in (roster.sound, roster.last_resort) for tier in self.tiers)
             self._open = next(filter(None, tiers), None)
         return self._open
+
+    def news(self, roster: Roster) -> int:
+        """The places that may be right for it though they were not when this was last asked: who is fit has changed
+        since. All of its tier where a model of it is loaded nowhere there, as any may load it now.
+        """
+        tier = self.tier(roster)
+        before, self._offered = self._offered, tier.mask if tier else 0
+        if tier is None or tier.mask == before:
+            return 0
+        homeless = any(not places & roster.homes(model) for model, places in tier.models.items())
+        return tier.mask if homeless else tier.mask & ~before
 
     def join(self, waiter: Waiter) -> None:
         self.count += 1
@@ -311,6 +323,7 @@ class Line:
     def __init__(self) -> None:
         self.held_bytes = 0
         self._waiting: OrderedDict[Ticket, Waiter] = OrderedDict()
+        self._wants: dict[Want, int] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -325,8 +338,14 @@ class Line:
         """The call that waits with this ticket."""
         return self._waiting.get(ticket)
 
+    @property
+    def wants(self) -> Iterable[Want]:
+        """All that is waited for."""
+        return self._wants.keys()
+
     def join(self, waiter: Waiter) -> None:
         self._waiting[waiter.ticket] = waiter
+        self._wants[waiter.want] = self._wants.get(waiter.want, 0) + 1
         self.held_bytes += waiter.size
 
     def leave(self, waiter: Waiter) -> None:
@@ -334,6 +353,9 @@ class Line:
         if waiter.ticket in self._waiting:
             del self._waiting[waiter.ticket]
             self.held_bytes -= waiter.size
+            self._wants[waiter.want] -= 1
+            if not self._wants[waiter.want]:
+                del self._wants[waiter.want]
 
     def oldest(self, now: float) -> float:
         """Seconds the head has waited; 0.0 when nobody waits."""

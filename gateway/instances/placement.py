@@ -156,7 +156,7 @@ class Placement:
                 able = [
                     one
                     for one in islice(self._roster.within(self._by_chance(level)), MAX_COMPARED)
-                    if self._may_load(one, model, unused_since)
+                    if not one.memory.loading and self._may_load(one, model, unused_since)
                 ]
                 if roomy := [one for one in able if one.memory.fits(model)]:
                     return home(model, {one.place: one.seed for one in roomy})
@@ -282,9 +282,11 @@ class Placement:
         return None
 
     def _may_load(self, instance: Instance, model: str, unused_since: float) -> bool:
-        """Whether `instance` can load `model` without harm: beside what it holds, or in place of what nobody wants."""
+        """Whether `instance`, which loads nothing now, can load `model` without harm: beside what it holds, or in place
+        of what nobody wants.
+        """
         memory = instance.memory
-        if memory.loading or (instance.owes and instance.owes != model):
+        if instance.owes and instance.owes != model:
             return False
         if memory.fits(model):
             return True

@@ -19,7 +19,7 @@ from gateway.call import Candidate
 from gateway.config import Config
 from gateway.errors import CapacityError, DeadlineUnreachable, LineFull, LineTimeout, NoInstance
 from gateway.instances.instance import Clock, Instance, Lease, LeaseState, Timer
-from gateway.instances.line import DemandView, Line, Order, Outlook, Ticket, Waiter, Wants
+from gateway.instances.line import DemandView, Line, Order, Outlook, Ticket, Waiter, Want, Wants
 from gateway.instances.memory import Contents
 from gateway.instances.placement import Placement
 from gateway.instances.roster import Roster
@@ -142,7 +142,7 @@ class Pool:
         for instance in self._instances.values():
             if instance.place < 0:
                 self._roster.add(instance, now)
-        self._wants.replace({waiter.want for waiter in self._line}, config.line)
+        self._wants.replace(self._line.wants, config.line)
         self._order.reconfigure(config.line)
         for caller in self._callers:
             self._callers.allow(caller, config.line.max_running_per_caller)
@@ -181,9 +181,10 @@ class Pool:
         candidate = self._order.arrives(waiter, now)
         if candidate is not None:
             self._grant(waiter, candidate, now)
-            self._fill(self._instances[candidate.instance], now)  # it may have other room for the model it now loads
         elif problem := self._no_place(waiter, patience, now):
             self._refuse(waiter, problem)
+        else:
+            waiter.want.news(self._roster)  # all that are right for it have just been asked
         self._heed()
         if waiter.outcome is None:
             await self._wait(waiter, patience)
@@ -217,31 +218,47 @@ class Pool:
 
     def match(self) -> None:
         """Look at everything anew: who is fit, who waits for what, who could never be served."""
-        now, self._anew = self._clock.now(), False
+        now = self._clock.now()
         self.changes += 1
         for instance in self._instances.values():
-            self._follow(instance, now)
-            self._roster.update(instance, now)
+            self._note(instance, now)
         self._order.look(now)
-        for instance in list(self._roster.within(self._roster.room)):
-            self._fill(instance, now)
-        self._dismiss(now)
+        self._offer(self._roster.room, now)
+        self._anew = True
         self._heed()
 
     def _turn(self, instance: Instance) -> None:
         """Something about `instance` changed: give its room to whoever waits for it."""
         if instance.place < 0:
             return  # it left the pool; another may have its name
-        now, version = self._clock.now(), self._roster.version
+        now = self._clock.now()
+        self._note(instance, now)
+        self._fill(instance, now)
+        if instance.away:
+            self._dismiss(now)
+        self._heed()
+
+    def _note(self, instance: Instance, now: float) -> None:
+        """Note how it stands now. Where it is fit for other calls than before, others have to go elsewhere."""
+        version = self._roster.version
         self._follow(instance, now)
         self._roster.update(instance, now)
-        if self._roster.version != version:
-            self.match()
-        else:
+        self._anew |= self._roster.version != version
+
+    def _reconsider(self, now: float) -> None:
+        """Who is fit has changed: ask those who may now serve what waits, and find what nobody could."""
+        self._anew = False
+        self._look(now)
+        places = 0
+        for want in self._line.wants:
+            places |= want.news(self._roster)
+        self._offer(places & self._roster.room, now)
+        self._dismiss(now)
+
+    def _offer(self, places: int, now: float) -> None:
+        """Have what waits take the room there."""
+        for instance in list(self._roster.within(places)):
             self._fill(instance, now)
-            if instance.away:
-                self._dismiss(now)
-            self._heed()
 
     def _fill(self, instance: Instance, now: float) -> None:
         while len(self._line) and instance.available(now):
@@ -263,10 +280,7 @@ class Pool:
         self._callers.begins(waiter.caller, seconds)
         self._leave(waiter)
         waiter.settle(lease)
-        version = self._roster.version
-        self._follow(instance, now)
-        self._roster.update(instance, now)
-        self._anew |= self._roster.version != version  # it was the trial: others have to go elsewhere
+        self._note(instance, now)
 
     def _changed(self, lease: Lease) -> None:
         charge = self._charges.pop(lease, None) if lease.state is not LeaseState.HELD else None
@@ -278,8 +292,9 @@ class Pool:
         self._callers.ends(caller, seconds)
         self._order.ended(waiter, lease.instance, self._clock.now() - lease.granted_at - seconds)
         self._turn(lease.instance)
-        if capped and caller.waiting:
-            self.match()  # its calls may go anywhere that has room
+        if capped and caller.waiting:  # its calls may go anywhere that has room
+            self._offer(self._roster.room, self._clock.now())
+            self._heed()
 
     def _leave(self, waiter: Waiter) -> None:
         if waiter in self._line:
@@ -288,12 +303,13 @@ class Pool:
             self._callers.leaves(waiter.caller)
 
     def _heed(self) -> None:
-        """Look at everything anew where that is called for, and have the order look again when it wants to."""
-        if self._anew:
-            self.match()
+        """Follow what changed until nothing does, and have the order look again when it wants to."""
         now = self._clock.now()
-        while (when := self._order.alarm()) is not None and when <= now:
-            self._look(now)
+        while self._anew or ((when := self._order.alarm()) is not None and when <= now):
+            if self._anew:
+                self._reconsider(now)
+            else:
+                self._look(now)
         if when is None or (self._alarm is not None and self._alarm_at <= when):
             return
         if self._alarm is not None:
@@ -309,12 +325,12 @@ class Pool:
     def _look(self, now: float) -> None:
         for instance in self._order.look(now):
             if instance.place >= 0:
-                self._roster.update(instance, now)
+                self._note(instance, now)
                 self._fill(instance, now)
 
     def _no_place(self, waiter: Waiter, patience: float, now: float) -> CapacityError | None:
         """Why this arrival, which cannot go at once, cannot wait either."""
-        if waiter.want.tier(self._roster) is None and not self._may_return(waiter, now):
+        if self._hopeless(waiter.want, now):
             return self._nobody(waiter, now)
         problem = self._line.overfull(waiter, self._config.line, self._slots)
         if problem and waiter.since >= now:  # one that was in line before keeps its place there
@@ -334,16 +350,18 @@ class Pool:
     def _retry_after(self, waiter: Waiter) -> float:
         return _clamp(self._order.outlook(waiter, self._clock.now()).seconds)
 
-    def _may_return(self, waiter: Waiter, now: float) -> bool:
-        """Whether one of its instances went away so recently that it is worth waiting for."""
-        names = {candidate.instance for candidate in waiter.want.candidates}
-        return any(self._instances[name].awaited(now) for name in names if name in self._instances)
+    def _hopeless(self, want: Want, now: float) -> bool:
+        """Whether nobody could serve it, and none of its instances may soon be back."""
+        if want.tier(self._roster) is not None:
+            return False
+        names = {candidate.instance for candidate in want.candidates}
+        return not any(self._instances[name].awaited(now) for name in names if name in self._instances)
 
     def _dismiss(self, now: float) -> None:
         """End the wait of those that nobody fit, or about to be, could serve."""
-        hopeless = {want for want in {w.want for w in self._line} if want.tier(self._roster) is None}
-        for waiter in [w for w in self._line if w.want in hopeless and not self._may_return(w, now)]:
-            self._refuse(waiter, self._nobody(waiter, now))
+        if hopeless := {want for want in self._line.wants if self._hopeless(want, now)}:
+            for waiter in [one for one in self._line if one.want in hopeless]:
+                self._refuse(waiter, self._nobody(waiter, now))
 
     def _refuse(self, waiter: Waiter, problem: CapacityError) -> None:
         self._leave(waiter)
@@ -361,9 +379,10 @@ class Pool:
 
     def _follow(self, instance: Instance, now: float) -> None:
         """Tell what changed in what is known of it, and look again when that next changes by itself."""
-        if instance.calm and instance.name not in self._due:
+        if instance.calm:
             return
         for model, state, why in instance.breakers.news(now):
+            self.changes += 1
             self._observer.breaker_changed(instance.name, model, str(state), why)
         self._look_again(instance.name, instance.settle(now), now)
 
@@ -382,7 +401,12 @@ class Pool:
 
     def _is_due(self, name: str) -> None:
         del self._due[name]
-        self._turn(self._instances[name])  # where the timer was a moment early, it is set again for the rest
+        now = self._clock.now()
+        late = [other for other, (when, _) in self._due.items() if when <= now]
+        for one in (name, *late):  # all of them first: so that nobody is sent elsewhere for want of a timer
+            self._note(self._instances[one], now)
+        for one in (name, *late):
+            self._turn(self._instances[one])  # a timer that was a moment early was set again for the rest
 
 
 def _clamp(seconds: float) -> float:

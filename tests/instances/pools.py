@@ -11,7 +11,7 @@ import pytest
 from gateway.call import Candidate
 from gateway.config import Config
 from gateway.errors import ConnectFailed, ConnectionLost, UpstreamError
-from gateway.instances import Contents, Lease, Pool, Ticket
+from gateway.instances import Contents, Lease, MakeOrder, Pool, Ticket
 
 Task = asyncio.Task[Lease]
 
@@ -101,7 +101,7 @@ def a_config(
 class Desk:
     """A pool on a virtual clock, and short ways to ask it for things."""
 
-    def __init__(self, *names: str, limit: int = 1, **settings: Any) -> None:
+    def __init__(self, *names: str, limit: int = 1, order: MakeOrder | None = None, **settings: Any) -> None:
         self.clock = VirtualClock()
         self.heard = Heard()
         self.pool = Pool(
@@ -110,6 +110,7 @@ class Desk:
             later=self.clock.later,
             random=lambda: 0.5,
             observer=self.heard,
+            order=order,
         )
 
     async def lease(self, *names: str, model: str = "m", size: int = 1, patience: float = 5.0, **ticket: Any) -> Lease:

@@ -115,6 +115,15 @@ def test_a_first_token_ends_a_row_of_silences() -> None:
     assert breaker.state_at(0.0) is CLOSED
 
 
+def test_streams_that_run_out_well_while_nothing_new_begins_end_neither_row() -> None:
+    for error in (SILENT, UNREACHABLE):
+        breaker = a_breaker(failures=100)
+        for _ in range(3):
+            fail(breaker, 1, error=error)
+            breaker.succeeded(0.0)
+        assert breaker.state_at(0.0) is OPEN
+
+
 def test_how_many_silences_open_it_is_configured() -> None:
     breaker = a_breaker(failures=100, first_tokens=3)
     fail(breaker, 2, error=SILENT)
@@ -545,6 +554,14 @@ def test_the_breaker_of_a_model_is_forgotten_when_it_says_nothing_any_more() -> 
     assert (list(some.models), some.calm) == ([], True)
 
 
+def test_the_breaker_of_a_model_is_kept_while_a_row_goes_on_however_slowly() -> None:
+    some = breakers(window=30.0)
+    for now in (0.0, 100.0):
+        failed(some, STOPPED, now=now)
+        some.settle(4, slots, now + 50.0)
+    assert allowed(some, 100.0) == (False, True)
+
+
 def slots(model: str) -> int:
     return 4
 
@@ -621,6 +638,13 @@ def test_said_again_it_counts_from_then_with_what_runs_by_then() -> None:
     assert [some.limit(4, now) for now in (3.0, 6.9, 7.0)] == [2, 2, 4]
     busy(some, 8.0, running=3)
     assert some.limit(4, 8.0) == 3
+
+
+def test_a_shorter_pause_does_not_end_a_longer_one() -> None:
+    some = breakers(busy=5.0)
+    busy(some, 0.0, running=1, retry_after=8.0)
+    busy(some, 1.0, running=1)
+    assert [some.limit(4, now) for now in (7.9, 8.0)] == [1, 4]
 
 
 def test_busy_in_the_cloud_is_not_busy_here() -> None:

@@ -35,8 +35,9 @@ def test_the_line_counts_calls_and_bytes_exactly() -> None:
     line.leave(first)
     line.leave(first)
     assert (len(line), line.held_bytes) == (1, 5)
+    assert list(line.wants) == [second.want]
     line.leave(second)
-    assert (len(line), line.held_bytes) == (0, 0)
+    assert (len(line), line.held_bytes, list(line.wants)) == (0, 0, [])
 
 
 def test_the_oldest_is_the_head_of_the_line() -> None:

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from gateway.call import Priority
+from gateway.call import Candidate, Priority
 from gateway.errors import DeadlineUnreachable, NoInstance
+from gateway.instances import Ticket
 from gateway.routing import home, seed
 from tests.instances.pools import Desk, granted_without_suspending, result, turns
 
@@ -96,135 +97,6 @@ async def test_a_model_of_the_cloud_is_nobodys_to_load() -> None:
     caller = await desk.waiting("alpha", model="big:cloud")
     holder.release()
     assert not (await result(caller)).cold
-
-
-# What has to go
-
-
-async def learned_that_one_fits(desk: Desk, name: str) -> None:
-    """The instance has shown that it holds one model at a time."""
-    desk.tell(name, "m")
-    desk.clock.advance(1.0)
-    await desk.serve(name, model="n")
-    desk.clock.advance(1.0)
-    desk.tell(name, "n")
-
-
-async def test_a_model_that_nobody_waits_for_gives_way_at_once() -> None:
-    desk = Desk("alpha")
-    await learned_that_one_fits(desk, "alpha")
-    assert (await desk.lease("alpha", model="m")).cold
-
-
-async def test_a_model_that_others_wait_for_is_not_given_up_for_one_call() -> None:
-    desk = Desk("alpha", limit=2)
-    await learned_that_one_fits(desk, "alpha")
-    await busy(desk, "alpha", model="n")
-    other = await desk.waiting("alpha", model="m", patience=600.0)
-    assert (await desk.lease("alpha", model="n")).candidate.model == "n"
-    assert not other.done()
-
-
-async def test_while_it_loads_one_model_an_instance_is_not_asked_for_another() -> None:
-    desk = Desk("alpha", limit=2)
-    desk.tell("alpha")
-    first = await desk.lease("alpha", model="m")
-    first.sent()
-    other = await desk.waiting("alpha", model="n")
-    first.answered()
-    assert (await result(other)).cold
-
-
-async def test_a_load_whose_client_left_is_given_up_and_the_next_call_loads_anew() -> None:
-    desk = Desk("alpha")
-    desk.tell("alpha")
-    with await desk.lease("alpha") as lease:
-        lease.sent()
-    desk.clock.advance(60.0)
-    assert desk.holds("alpha") == set()
-    assert (await desk.lease("alpha")).cold
-
-
-# Nobody starves
-
-
-async def starving(desk: Desk) -> tuple[asyncio.Task[object], list[asyncio.Task[object]]]:
-    """alpha holds n and always has calls for it; one call waits for m."""
-    await learned_that_one_fits(desk, "alpha")
-    crowd = [asyncio.create_task(stay(desk), name="crowd") for _ in range(6)]
-    await turns()
-    other = asyncio.create_task(desk.lease("alpha", model="m", patience=600.0), name="other")
-    await turns()
-    return other, crowd  # type: ignore[return-value]
-
-
-async def stay(desk: Desk) -> None:
-    with await desk.lease("alpha", model="n", patience=600.0) as lease:
-        lease.sent()
-        lease.answered()
-        ended = asyncio.get_running_loop().create_future()
-        desk.clock.later(10.0, lambda: ended.set_result(None))
-        await ended
-
-
-async def pass_time(desk: Desk, seconds: float) -> None:
-    for _ in range(int(seconds)):
-        desk.clock.advance(1.0)
-        await turns(6)
-
-
-async def test_an_instance_gives_a_wanted_model_up_when_another_was_waited_for_long_enough() -> None:
-    desk = Desk("alpha", line={"switch_after": 23.0, "keep_loaded": 5.0, "ageing": 5.0})
-    other, crowd = await starving(desk)
-    await pass_time(desk, 22.0)
-    assert not other.done()
-    assert desk.pool.instances["alpha"].owes == ""
-    await pass_time(desk, 2.0)
-    assert desk.pool.instances["alpha"].owes == "m:latest"
-    assert not other.done(), "what runs is not cut off"
-    await pass_time(desk, 10.0)
-    assert (await result(other)).cold  # type: ignore[arg-type]
-    assert sum(not one.done() for one in crowd) >= 2, "the rest of the crowd still waits"
-    assert desk.pool.instances["alpha"].owes == ""
-    for one in crowd:
-        one.cancel()
-
-
-async def test_a_promise_is_taken_back_when_nobody_waits_for_it_any_more() -> None:
-    desk = Desk("alpha", line={"switch_after": 5.0, "keep_loaded": 1.0, "ageing": 1.0})
-    other, crowd = await starving(desk)
-    await pass_time(desk, 8.0)
-    alpha = desk.pool.instances["alpha"]
-    assert alpha.owes == "m:latest"
-    other.cancel()
-    await turns()
-    assert (alpha.owes, alpha.gives_up) == ("", frozenset())
-    await pass_time(desk, 60.0)
-    assert all(one.done() for one in crowd), "the crowd goes on"
-
-
-async def test_what_was_just_loaded_is_kept_for_a_while_though_another_is_overdue() -> None:
-    desk = Desk("alpha", line={"switch_after": 1.0, "keep_loaded": 40.0, "ageing": 1.0})
-    _, crowd = await starving(desk)
-    loaded_at = desk.pool.instances["alpha"].memory.changed
-    await pass_time(desk, loaded_at + 39.0 - desk.clock.now())
-    assert desk.pool.instances["alpha"].owes == ""
-    await pass_time(desk, 2.0)
-    assert desk.pool.instances["alpha"].owes == "m:latest"
-    for one in crowd:
-        one.cancel()
-
-
-async def test_of_two_instances_the_one_that_has_gone_longest_without_a_load_gives_way() -> None:
-    desk = Desk(*BOTH, line={"switch_after": 5.0, "keep_loaded": 0.0, "ageing": 1.0})
-    for name in BOTH:
-        await learned_that_one_fits(desk, name)
-    for name in BOTH:
-        await busy(desk, name, model="n")
-        await desk.waiting(name, model="n", patience=600.0)
-    await desk.waiting(*BOTH, model="m", patience=600.0)
-    desk.clock.advance(30.0)  # three loads are kept, too
-    assert [one.owes for one in desk.pool.instances.values()] == ["m:latest", ""]
 
 
 # Among equals
@@ -432,3 +304,66 @@ async def test_the_demand_for_each_model_is_told_with_where_it_is() -> None:
     assert (told["m:latest"].waiting, told["m:latest"].oldest, told["m:latest"].loaded_on) == (1, 3.0, ("alpha",))
     assert told["o:latest"].loaded_on == ()
     assert "no instance has o:latest in memory" in told["o:latest"].why
+
+
+# Turns between calls for several models on one instance
+
+
+def models(desk: Desk) -> str:
+    """Of the calls that run, in the order of their grants."""
+    return "".join(lease.model[0] for lease in desk.pool._charges)
+
+
+async def in_turn(desk: Desk, most: int, **seconds: float) -> str:
+    """Whose calls for which model have their turn, one after the other; each takes so long, by caller."""
+    had = ""
+    for _ in range(most):
+        (lease,) = desk.pool._charges
+        name = desk.pool._charges[lease][0].caller.name
+        had += name[0]
+        lease.sent()
+        lease.answered()
+        desk.clock.advance(seconds.get(name, 5.0))
+        lease.release()
+        await turns()
+    return had.removeprefix("c")
+
+
+async def two_callers_want_two_models(desk: Desk) -> None:
+    """cat's call runs; amy's for m came before bob's for n."""
+    desk.tell("alpha", "m", "n")
+    await desk.lease("alpha", caller="cat")
+    for caller, model in (("amy", "m"), ("bob", "n")):
+        for _ in range(6):
+            await desk.waiting("alpha", model=model, caller=caller, patience=6000.0)
+
+
+async def test_callers_take_turns_on_an_instance_though_each_wants_another_model() -> None:
+    desk = Desk("alpha")
+    await two_callers_want_two_models(desk)
+    assert await in_turn(desk, 9) == "abababab"
+
+
+async def test_whose_calls_take_longer_than_was_to_be_expected_has_fewer_of_those_turns() -> None:
+    desk = Desk("alpha", line={"ageing": 6000.0})
+    await two_callers_want_two_models(desk)
+    assert await in_turn(desk, 6, amy=20.0) == "abbbb"
+
+
+async def test_an_interactive_call_goes_first_though_another_for_another_model_came_before() -> None:
+    desk = Desk("alpha")
+    desk.tell("alpha", "m", "n")
+    holder = await desk.lease("alpha")
+    normal = await desk.waiting("alpha", model="m", caller="amy")
+    interactive = await desk.waiting("alpha", model="n", caller="bob", priority=Priority.INTERACTIVE)
+    holder.release()
+    await result(interactive)
+    assert not normal.done()
+
+
+@pytest.mark.parametrize("better", BOTH)
+async def test_of_instances_as_free_as_each_other_the_better_rank_is_taken(better: str) -> None:
+    desk = Desk(*BOTH)
+    candidates = tuple(Candidate(instance=name, model="m", rank=int(name != better)) for name in BOTH)
+    lease = await desk.pool.lease(Ticket(candidates=candidates), patience=5.0)
+    assert lease.instance.name == better

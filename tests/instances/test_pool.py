@@ -201,6 +201,15 @@ async def test_the_line_is_bounded_in_bytes() -> None:
     assert desk.pool.held_bytes == 100
 
 
+async def test_a_call_that_was_in_line_before_has_its_place_in_a_full_line() -> None:
+    desk = Desk("alpha", line={"max_calls": 1})
+    await desk.lease("alpha")
+    await desk.waiting("alpha")
+    await desk.waiting("alpha", since=desk.clock.now() - 1.0)
+    with pytest.raises(LineFull):
+        await desk.lease("alpha")
+
+
 def test_a_line_without_places_still_lets_calls_through() -> None:
     desk = Desk("alpha", line={"max_calls": 0, "max_bytes": 0})
     assert granted_without_suspending(desk.pool, "alpha").state is LeaseState.HELD

@@ -6,6 +6,8 @@ import asyncio
 
 import pytest
 
+from gateway.call import Candidate
+from gateway.config import Config
 from gateway.errors import (
     ConnectFailed,
     ConnectionLost,
@@ -15,7 +17,7 @@ from gateway.errors import (
     StreamBroken,
     UpstreamError,
 )
-from gateway.instances import Lease, LeaseState
+from gateway.instances import Instance, Lease, LeaseState, Placement, Roster, Waiter
 from tests.instances.pools import Desk, Task, a_config, granted_without_suspending, result, turns
 
 BOTH = ("alpha", "beta")
@@ -81,6 +83,66 @@ async def test_of_many_that_wait_one_alone_tries_it() -> None:
     await turns()
     assert sum(caller.done() for caller in callers) == 1
     assert desk.counts("alpha") == (1, 0)
+
+
+async def test_who_waited_for_an_instance_that_one_of_them_now_tries_falls_back_at_once() -> None:
+    desk = Desk("beta", "alpha", limit=2)
+    held = [await desk.lease("alpha") for _ in range(2)]
+    for lease in held:
+        lease.failed(ConnectFailed("alpha", "refused"))
+    desk.clock.advance(10.0)
+    callers = [await desk.waiting("alpha>beta") for _ in range(2)]  # half-open and full
+    held[0].release()
+    assert [(await result(caller)).instance.name for caller in callers] == ["alpha", "beta"]
+
+
+async def test_a_call_falls_back_though_it_did_so_once_before() -> None:
+    desk = Desk(*BOTH, limit=2, health={"fall": 1, "rise": 1})
+    fallback = [await desk.lease("beta") for _ in range(2)]
+    held = [await desk.lease("alpha") for _ in range(2)]
+    earlier = await desk.waiting("alpha>beta")
+    desk.pool.observe("alpha", ok=False, problem="no answer")
+    earlier.cancel()
+    await turns()
+    desk.pool.observe("alpha", ok=True, problem="")
+    for lease in fallback:
+        lease.release()
+    caller = await desk.waiting("alpha>beta")
+    for lease in held:
+        lease.failed(ConnectFailed("alpha", "refused"))
+    assert (await result(caller)).instance.name == "beta"
+
+
+async def test_two_cooldowns_that_end_at_once_are_both_known_before_anybody_is_sent_anywhere() -> None:
+    desk = Desk("beta", "alpha", limit=2, line={"hold": 60.0})
+    for name in ("beta", "alpha"):
+        for lease in [await desk.lease(name) for _ in range(2)]:
+            lease.failed(ConnectFailed(name, "refused"))
+            lease.release()
+    caller = await desk.waiting("alpha>beta", patience=600.0)
+    desk.clock.advance(10.0)
+    assert (await result(caller)).instance.name == "alpha"
+
+
+async def test_plans_are_drawn_anew_when_a_breaker_changes_and_not_for_each_last_resort() -> None:
+    desk = Desk("alpha")
+    before = desk.pool.changes
+    await desk.fail("alpha")
+    opened = desk.pool.changes
+    assert opened > before
+    await desk.fail("alpha", 5)
+    assert desk.pool.changes == opened
+
+
+async def test_calls_that_come_and_go_meanwhile_make_no_new_timer() -> None:
+    desk = Desk("alpha", limit=4, breaker={"slow_start": 30.0})
+    trial = await back_in_slow_start(desk)
+    trial.release()
+    before = len(desk.clock.timers)
+    for _ in range(20):
+        with await desk.lease("alpha") as lease:
+            answer(lease)
+    assert len(desk.clock.timers) == before
 
 
 async def test_a_cooldown_timer_that_fires_early_is_set_again() -> None:
@@ -273,8 +335,9 @@ async def test_probes_may_take_the_last_one_out() -> None:
         await desk.lease("alpha")
 
 
-async def test_a_promise_to_load_is_void_when_the_instance_that_made_it_goes_down() -> None:
-    line = {"switch_after": 5.0, "keep_loaded": 0.0, "ageing": 1.0}
+@pytest.mark.parametrize("how", ["probes", "calls"])
+async def test_a_promise_to_load_is_void_when_the_instance_that_made_it_is_out(how: str) -> None:
+    line = {"switch_after": 5.0, "keep_loaded": 0.0, "ageing": 1.0, "hold": 60.0}
     desk = Desk("alpha", limit=2, line=line, health={"fall": 1, "rise": 1})
     alpha = desk.pool.instances["alpha"]
     desk.tell("alpha", "m")
@@ -282,13 +345,17 @@ async def test_a_promise_to_load_is_void_when_the_instance_that_made_it_goes_dow
     await desk.serve("alpha", model="n")
     desk.clock.advance(1.0)
     desk.tell("alpha", "n")
-    for _ in range(2):
-        await desk.lease("alpha", model="n")
+    held = [await desk.lease("alpha", model="n") for _ in range(2)]
     await desk.waiting("alpha", model="n", patience=600.0)
     await desk.waiting("alpha", model="m", patience=600.0)
     desk.clock.advance(30.0)
     assert alpha.owes == "m:latest"
-    desk.pool.observe("alpha", ok=False, problem="no answer")
+    if how == "probes":
+        desk.pool.observe("alpha", ok=False, problem="no answer")
+    else:
+        for lease in held:
+            lease.failed(ConnectFailed("alpha", "refused"))
+    assert desk.pool.depth == 2, "they are held"
     assert (alpha.owes, alpha.gives_up) == ("", frozenset())
 
 
@@ -531,6 +598,34 @@ async def refused(desk: Desk) -> Lease:
         lease.sent()
         lease.failed(BUSY)
     return lease
+
+
+# What a change costs
+
+
+class Watched(Placement):
+    """The order, which notes whom it is asked about."""
+
+    def __init__(self, roster: Roster, config: Config) -> None:
+        super().__init__(roster, config.line, lambda: 0.5)
+        self.asked: list[str] = []
+
+    def serves(self, instance: Instance, now: float) -> tuple[Waiter, Candidate] | None:
+        self.asked.append(instance.name)
+        return super().serves(instance, now)
+
+
+async def test_a_last_resort_asks_no_instance_that_has_nothing_to_do_with_it() -> None:
+    desk = Desk("alpha", *(f"other{number}" for number in range(200)), order=Watched)
+    await desk.fail("alpha")
+    holder = await desk.lease("alpha")
+    await desk.waiting("alpha")
+    order = desk.pool._order
+    assert isinstance(order, Watched)
+    order.asked.clear()
+    holder.release()
+    await turns()
+    assert set(order.asked) == {"alpha"}
 
 
 # Errors of every kind, and what they do

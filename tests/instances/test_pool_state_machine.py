@@ -222,7 +222,7 @@ class PoolMachine(RuleBasedStateMachine):
 
         def order(roster: Roster, config: Config) -> Watched:
             self.order = Watched(roster, config.line, lambda: chance)
-            self.order.grants, self.order.now, self.order.jumped = [], self.loop.time, lambda: self.jumped
+            self.order.grants, self.order.now, self.order.jumped = [], self.loop.time, self.late
             return self.order
 
         self.told = Told(lambda: dict(self.pool.instances))
@@ -422,9 +422,18 @@ class PoolMachine(RuleBasedStateMachine):
         self.time_passes(seconds)
 
     def time_passes(self, seconds: float) -> None:
-        self.loop.seconds += seconds
+        """Each timer runs when it is due."""
+        end = self.loop.seconds + seconds
+        while due := [timer.when() for timer in self.loop.timers() if timer.when() <= end]:
+            self.loop.seconds = max(self.loop.seconds, min(due))
+            self.loop.settle()
+        self.loop.seconds = end
         self.loop.settle()
         self.jumped = False
+
+    def late(self) -> bool:
+        """Whether something is due whose timer has not run."""
+        return self.jumped or any(when <= self.loop.time() for when, _ in self.pool._due.values())
 
     @rule(seconds=st.sampled_from([1.0, 1.0, 5.0, 101.0]))
     def time_is_up_but_no_timer_has_run_yet(self, seconds: float) -> None:

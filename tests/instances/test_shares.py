@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from random import Random
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.call import Priority
 from gateway.instances.line import Waiter, position
+from gateway.instances.shares import _insert
 from tests.instances.shares_desk import (
     AGEING,
     BATCH,
@@ -263,3 +264,31 @@ def test_those_of_higher_classes_are_before_it() -> None:
     call = desk.comes("amy", NORMAL)
     assert position(call, desk.wants) == 5
     assert desk.turns().index(call) == 4
+
+
+def test_a_caller_whose_turn_took_less_than_was_to_be_expected_has_its_next_one_earlier() -> None:
+    desk = Desk()
+    first = desk.comes("amy")
+    assert desk.grants() is first
+    for name, weight in (("bob", 100.0), ("bob", 100.0), ("amy", 1.0)):
+        desk.comes(name, weight=weight)
+    bobs = desk.grants()
+    assert bobs is not None
+    assert bobs.caller.name == "bob"
+    desk.ends(first, 0.01)
+    assert names(desk.turns()) == "ab"
+
+
+def test_a_call_that_comes_back_to_the_head_of_a_long_line_moves_no_other() -> None:
+    class Counted(OrderedDict[Waiter, None]):
+        moved = 0
+
+        def move_to_end(self, key: Waiter, last: bool = True) -> None:
+            self.moved += 1
+            super().move_to_end(key, last)
+
+    desk, calls = Desk(), Counted()
+    waiting = [desk.comes("amy", since=float(second)) for second in range(1, 200)]
+    for waiter in (*waiting, desk.comes("amy", since=0.0)):
+        _insert(waiter, calls)
+    assert (next(iter(calls)).since, calls.moved) == (0.0, 1)

@@ -13,6 +13,7 @@ from gateway.errors import ConnectFailed, ConnectionLost, Refused, UpstreamError
 from gateway.instances import line
 from gateway.instances.instance import Instance
 from gateway.instances.line import Tier, Want, Wants
+from gateway.instances.memory import Contents
 from gateway.instances.roster import Roster
 from tests.instances.shares_desk import AGEING, BATCH, NORMAL, PLACES, Desk, a_want, candidate
 
@@ -55,6 +56,31 @@ def test_of_what_is_not_fit_the_first_tier_with_a_last_resort_counts() -> None:
     assert seen.tier(a_want(candidate("alpha"))) is None, "nobody listens there"
 
 
+def test_what_is_new_to_a_want_is_what_may_serve_it_now_and_could_not_before() -> None:
+    want = a_want(candidate("alpha"), candidate("beta"), candidate("gamma", tier=1))
+    seen = Seen()
+    assert (seen.news(want), seen.news(want)) == (0b011, 0)
+    seen.is_probed("alpha", ok=False)
+    assert seen.news(want) == 0, "beta was asked before"
+    seen.is_probed("beta", ok=False)
+    assert seen.news(want) == 0b100
+    seen.is_probed("alpha", ok=True)
+    assert seen.news(want) == 0b001
+
+
+def test_where_its_model_has_lost_its_home_all_may_load_it_and_are_asked() -> None:
+    want = a_want(*(candidate(name) for name in PLACES))
+    seen = Seen()
+    seen.tells("alpha", "m:latest")
+    seen.tells("beta")
+    seen.tells("gamma")
+    seen.news(want)
+    seen.is_probed("gamma", ok=False)
+    assert seen.news(want) == 0, "it is at home on alpha"
+    seen.fails("alpha", NO_MEMORY)
+    assert seen.news(want) == 0b010
+
+
 class Seen:
     """A roster of real instances, and what they are seen to do."""
 
@@ -64,12 +90,19 @@ class Seen:
     def tier(self, want: Want) -> Tier | None:
         return want.tier(self.roster)
 
+    def news(self, want: Want) -> int:
+        return want.news(self.roster)
+
     def places(self, want: Want) -> Mapping[str, int]:
         tier = self.tier(want)
         return tier.models if tier else {}
 
     def is_probed(self, name: str, *, ok: bool) -> None:
         self.instances[name].observe(ok, "")
+        self.roster.update(self.instances[name], 0.0)
+
+    def tells(self, name: str, *loaded: str) -> None:
+        self.instances[name].memory.told(Contents({}, dict.fromkeys(loaded, 1)), asked=0.0, now=0.0)
         self.roster.update(self.instances[name], 0.0)
 
     def fails(self, name: str, error: UpstreamError) -> None:

@@ -106,8 +106,6 @@ def test_a_header_value_can_be_read_back(text: str) -> None:
         (b"Wed, 21 Oct 2026 07:28:00 GMT", None),
     ],
 )
-def test_an_instance_may_ask_to_be_left_alone_for_a_plain_number_of_seconds(
-    value: bytes, seconds: float | None
-) -> None:
+def test_an_instance_may_ask_to_be_left_alone_for_so_many_seconds(value: bytes, seconds: float | None) -> None:
     assert retry_after([(b"date", b"1"), (b"retry-after", value)]) == seconds
     assert retry_after([(b"date", b"1")]) is None
