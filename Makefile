@@ -11,7 +11,8 @@ CLIENTS := .venv-clients
 FUZZ := .venv-fuzz
 PROPERTIES := tests/wire tests/config tests/api tests/dialects tests/faults tests/test_log.py
 
-.PHONY: run demo test check clients clients-slow clients-ready fuzz fuzz-quick lint bench bench-line bench-policy bench-overload compatibility format schema clean
+.PHONY: run demo test check clients clients-slow clients-ready fuzz fuzz-quick lint bench bench-line bench-policy \
+	bench-overload soak bench-cancellations bench-rolling compatibility format schema clean
 
 run: $(VENV)/.core
 	$(BIN)/ollama-gateway serve $(ARGS)
@@ -57,6 +58,17 @@ bench-policy: $(VENV)/.core
 
 bench-overload: $(VENV)/.core
 	$(BIN)/python -m benchmarks.overload
+
+# Endurance (docs/reliability.md): mixed traffic and troubles for MINUTES, COUNT clients that hang up in every window (9
+# minutes), RESTARTS of three gateways behind HAProxy under load (9 minutes).
+soak: $(VENV)/.core
+	MINUTES=$(MINUTES) $(BIN)/python -m benchmarks.soak
+
+bench-cancellations: $(VENV)/.core
+	COUNT=$(COUNT) $(BIN)/python -m benchmarks.cancellations
+
+bench-rolling: $(VENV)/.core
+	RESTARTS=$(RESTARTS) $(BIN)/python -m benchmarks.rolling
 
 compatibility: $(VENV)/.dev
 	$(BIN)/python -m tests.conformance.page

@@ -25,7 +25,7 @@ class Silent:
     def health_changed(self, instance: str, healthy: bool, why: str) -> None:
         """Nobody listens."""
 
-    def breaker_changed(self, instance: str, state: str, why: str) -> None:
+    def breaker_changed(self, instance: str, model: str, state: str, why: str) -> None:
         """Nobody listens."""
 
 

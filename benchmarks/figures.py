@@ -19,6 +19,7 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import IO
 
 from gateway.simulator import Behaviour, Simulator
 
@@ -37,11 +38,13 @@ Address = tuple[str, int]
 
 
 @asynccontextmanager
-async def running(*arguments: str, ready: str) -> AsyncIterator[tuple[Process, Address]]:
-    """A process of ours and the address it printed."""
+async def running(
+    *arguments: str, ready: str, module: str = "gateway", errors: IO[bytes] | int = DEVNULL
+) -> AsyncIterator[tuple[Process, Address]]:
+    """A process of ours and the address it printed; what it says of itself, its log, goes to `errors`."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", *arguments, env=env, cwd="/", stdout=PIPE, stderr=DEVNULL
+        sys.executable, "-m", module, *arguments, env=env, cwd="/", stdout=PIPE, stderr=errors
     )
     assert process.stdout is not None
     try:
@@ -53,7 +56,8 @@ async def running(*arguments: str, ready: str) -> AsyncIterator[tuple[Process, A
                 break
         yield process, (found[1], int(found[2]))
     finally:
-        process.kill()
+        if process.returncode is None:
+            process.kill()
         await process.wait()
 
 

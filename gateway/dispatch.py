@@ -10,6 +10,7 @@ from gateway.cache import Cache, key_for
 from gateway.call import Call, Plan, Record, Reply
 from gateway.exchange import Exchange
 from gateway.journey import Journey, Means, RetryBudget, Setting
+from gateway.offload import sized
 from gateway.routing import plan, unaliased
 
 MAX_PLANS = 1024
@@ -48,7 +49,8 @@ class Dispatch:
         if not setting.cacheable(call, record.route):
             record.cache = "bypass" if setting.config.cache.enabled else ""
             return await journey.fetch()
-        key = key_for(call, record.route, [setting.digest, *self._means.catalog.weights(call.model)])
+        weights = [setting.digest, *self._means.catalog.weights(call.model)]
+        key = await sized(len(call.body), key_for, call, record.route, weights)
         hurried = call.deadline is not None and call.deadline < call.arrived + journey.limits.line
         asked = self._cache.alone if hurried else self._cache.through
         reply, record.cache = await asked(key, journey.fetch)

@@ -24,10 +24,11 @@ from gateway.errors import ConfigError, ConnectFailed
 from gateway.instances import Contents, Instance, MakeOrder, Pool, watch
 from gateway.journey import Means, RetryBudget, Setting
 from gateway.lists import Shows, Virtual
-from gateway.metrics import MAX_CHILDREN, InstanceReading, Metrics, Reading
+from gateway.metrics import MAX_CHILDREN, BreakerReading, InstanceReading, Metrics, Reading
 from gateway.upstream import Health, Prober, Upstream
 
 FIRST_LOOK = 1.0  # seconds that start waits for the instances to answer
+ADDRESSES = ("host", "port", "ops_host", "ops_port")  # of the server: they hold until a restart
 LAG_INTERVAL = 0.5  # seconds between two looks at the event loop
 POLL_INTERVAL = 2.0  # seconds between two looks at the configuration file
 
@@ -70,6 +71,8 @@ class Engine:
         config = loaded.config
         self.metrics = Metrics(__version__)
         self.metrics.read = self.reading
+        self._beat = time.monotonic()
+        self.metrics.stall.set_function(lambda: self.stall)
         self.catalog = Catalog(config, self._told)
         self.pool = Pool(
             config,
@@ -174,8 +177,10 @@ class Engine:
         self.dispatch.apply(self._setting())
         self.pool.reconcile(loaded.config)
         self.reloaded_at = time.time()
-        if before.server != loaded.config.server or before.log != loaded.config.log:
-            log.warning("config.needs_restart", keys="server, log")
+        where, was = loaded.config.server, before.server
+        moved = any(getattr(where, key) != getattr(was, key) for key in ADDRESSES)
+        if moved or before.log != loaded.config.log:
+            log.warning("config.needs_restart", keys=", ".join([*(f"server.{key}" for key in ADDRESSES), "log"]))
         changes = ", ".join(_changes(before, loaded.config)) or "settings only"
         log.info("config.applied", source=loaded.source, config=loaded.digest, changes=changes)
 
@@ -208,9 +213,23 @@ class Engine:
         else:
             log.warning("instance.down", instance=instance, why=why)
 
-    def breaker_changed(self, instance: str, state: str, why: str) -> None:
-        self.metrics.breaker(instance, state).inc()
-        log.warning("breaker.change", instance=instance, state=state, why=why)
+    def breaker_changed(self, instance: str, model: str, state: str, why: str) -> None:
+        if model:
+            self.metrics.model_breaker(instance, model, state).inc()
+            log.warning("breaker.change", instance=instance, model=model, state=state, why=why)
+        else:
+            self.metrics.breaker(instance, state).inc()
+            log.warning("breaker.change", instance=instance, state=state, why=why)
+
+    @property
+    def stall(self) -> float:
+        """Seconds for which the event loop has not turned, beyond its beat. In any thread."""
+        return max(0.0, time.monotonic() - self._beat - LAG_INTERVAL)
+
+    async def look(self) -> Reading:
+        """The gateway now, for other threads."""
+        self.metrics.tasks.set(len(asyncio.all_tasks()))
+        return self.reading()
 
     def reading(self) -> Reading:
         """The gateway now, for a scrape."""
@@ -239,10 +258,15 @@ class Engine:
         return InstanceReading(
             name=instance.name,
             state=instance.state(now),
-            up=instance.fit(now),
+            up=instance.fit(now) or (instance.up and not instance.away),
             in_flight=instance.held,
             draining=instance.draining,
             limit=instance.limit,
+            allowed=instance.allowed(now),
+            breakers=tuple(
+                BreakerReading(model, str(breaker.state_at(now)), breaker.why, max(0.0, until - now))
+                for model, breaker, until in instance.breakers.open()
+            ),
             connections=attached.upstream.idle + attached.upstream.busy if attached else 0,
             version=known.version,
             loaded=tuple((model.name, model.size_vram) for model in known.loaded.values()),
@@ -317,6 +341,7 @@ class Engine:
             due = self._loop.time() + LAG_INTERVAL
             await asyncio.sleep(LAG_INTERVAL)
             self.metrics.loop_lag.observe(max(0.0, self._loop.time() - due))
+            self._beat = time.monotonic()
 
     async def _watch_source(self, source: Source) -> None:
         """Poll what the configuration is made from: a ConfigMap swaps a link, which a watch on the file misses."""

@@ -3,9 +3,11 @@
 GatewayError
 ├── CallError        the client's doing    InvalidCall 400 · Unauthenticated 401 · Forbidden 403 · UnknownPath 404
 │                                          UnknownModel 404 · WrongMethod 405 · BodyTooLarge 413
-│                                          UnsupportedEncoding 415 · UpgradeRefused 426
+│                                          UnsupportedEncoding 415 · UpgradeRefused 426 · RequestTimeout 408
+│                                          MalformedRequest 400 · TargetTooLong 414 · HeadTooLarge 431
+│                                          UnsupportedVersion 505
 ├── CapacityError    nobody's: come back   LineFull 429 · LineTimeout 429 · DeadlineUnreachable 429 · NoInstance 503
-│                                          ShuttingDown 503
+│                                          ShuttingDown 503 · TooManyConnections 503
 ├── UpstreamError    an instance's doing   ConnectFailed 502 · ConnectionLost 502 · BadAnswer 502 · Refused (its status)
 │                                          FirstTokenTimeout 504 · IdleTimeout 504 · CallTimeout 504 · StreamBroken
 └── InternalError 500                      ours: a defect, never a way to answer bad input
@@ -95,6 +97,39 @@ class WrongMethod(CallError):
         self.allow = allow
 
 
+class MalformedRequest(CallError):
+    """Not HTTP, or HTTP that two readers could take for two things."""
+
+    code = "malformed_request"
+    reason = "malformed"
+
+
+class TargetTooLong(CallError):
+    status = 414
+    code = "target_too_long"
+    reason = "malformed"
+
+
+class HeadTooLarge(CallError):
+    status = 431
+    code = "head_too_large"
+    reason = "malformed"
+
+
+class UnsupportedVersion(CallError):
+    status = 505
+    code = "unsupported_version"
+    reason = "malformed"
+
+
+class RequestTimeout(CallError):
+    """The request itself came too slowly."""
+
+    status = 408
+    code = "request_timeout"
+    reason = "request_timeout"
+
+
 class BodyTooLarge(CallError):
     status = 413
     code = "body_too_large"
@@ -149,6 +184,18 @@ class DeadlineUnreachable(CapacityError):
     code = "deadline_unreachable"
 
 
+class TooManyConnections(CapacityError):
+    """Told before a request was read."""
+
+    status = 503
+    kind = "api_error"
+    code = "too_many_connections"
+    reason = "connections"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after=1.0)
+
+
 class NoInstance(CapacityError):
     """Nothing that is healthy could ever serve this call now."""
 
@@ -178,11 +225,33 @@ class UpstreamError(GatewayError):
     sent = True
     failover = True  # another candidate may be tried while the client has heard nothing
     repeatable = True  # the same instance may do better at once
-    counts = True  # against the instance's breaker
+    counts = True  # against a breaker
+    busy = False  # saturated, not broken
+    of_model = False  # it tells of the model there, not of the whole instance
+    unloadable = False  # the model cannot be loaded there now; others may do well
 
     def __init__(self, instance: str, message: str) -> None:
         super().__init__(f"instance {instance}: {message}")
         self.instance = instance
+
+    def _read(self, words: str) -> None:
+        """Find in the instance's own words whether they are about the model alone."""
+        words = words.casefold()
+        for reason, signs in _OF_MODEL.items():
+            if any(sign in words for sign in signs):
+                self.reason, self.of_model, self.unloadable = reason, True, reason != "runner_stopped"
+                self.repeatable = not self.unloadable
+                return
+
+
+_OF_MODEL = {  # what Ollama says when it is the model that fails (ollama.md §4.1), by our word for it
+    "no_memory": (
+        "more system memory", "out of memory", "out-of-memory", "not enough memory", "insufficient memory",
+        "cudamalloc failed", "failed to allocate", "unable to load full model",
+    ),
+    "load_failed": ("process has terminated", "timed out waiting for llama", "incompatible with your version of"),
+    "runner_stopped": ("runner has unexpectedly stopped",),
+}  # fmt: skip
 
 
 class ConnectFailed(UpstreamError):
@@ -241,6 +310,10 @@ class StreamBroken(UpstreamError):
     code = "stream_interrupted"
     reason = "stream_broken"
 
+    def __init__(self, instance: str, message: str) -> None:
+        super().__init__(instance, message)
+        self._read(message)
+
 
 class Refused(UpstreamError):
     """The instance answered with an error status of its own.
@@ -249,8 +322,11 @@ class Refused(UpstreamError):
     gateway sends no credentials of a client, so they mean the instance is set up wrongly (ollama.md §4.5).
     """
 
-    def __init__(self, instance: str, status: int, message: str, *, code: str | None = None) -> None:
+    def __init__(
+        self, instance: str, status: int, message: str, *, code: str | None = None, retry_after: float | None = None
+    ) -> None:
         super().__init__(instance, message)
+        self.retry_after = retry_after
         self.busy = status == 429 or (status == 503 and "busy" in message)  # saturated, not broken (ollama.md §4.1)
         self.failover = status >= 500 or status in (401, 403, 404, 408, 429)
         self.repeatable = status >= 500 or self.busy
@@ -263,6 +339,8 @@ class Refused(UpstreamError):
             self.kind, self.code, self.reason = "not_found_error", code or "model_not_found", "not_found"
         else:
             self.reason = "upstream_busy" if self.busy else f"upstream_{status // 100}xx"
+            if self.counts:
+                self._read(message)
         self.status = 502 if status in (401, 403, 408) else status
 
 

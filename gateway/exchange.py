@@ -13,7 +13,7 @@ from typing import Self
 
 from gateway.call import Frame, Reader
 from gateway.dialects import broken
-from gateway.errors import BadAnswer, CallTimeout, StreamBroken, UpstreamError
+from gateway.errors import BadAnswer, CallTimeout, ConnectionLost, StreamBroken, UpstreamError
 from gateway.instances import Lease
 from gateway.journey import Journey
 from gateway.upstream import Response
@@ -72,7 +72,11 @@ class Exchange:
 
     async def frames(self) -> list[Frame]:
         """The next frames, as many as have come; [] after the last. Raises UpstreamError."""
-        frames = self._ready or await self._read(self._lease, self._response)
+        try:
+            frames = self._ready or await self._read(self._lease, self._response)
+        except (ConnectionLost, BadAnswer) as error:
+            error.code = StreamBroken.code  # whatever broke it: the client has part of an answer
+            raise
         self._ready = []
         record = self._journey.record
         record.frames += len(frames)

@@ -12,21 +12,23 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from gateway.call import JSON, Call, Candidate, Plan, Priority, Record, Reply
+from gateway.call import JSON, Call, Candidate, Plan, Priority, Record, Reply, model_key
 from gateway.catalog import Catalog
 from gateway.config import Config, RouteConfig, Timeouts
 from gateway.dialects import broken, refusal
 from gateway.errors import BadAnswer, CallTimeout, ConnectFailed, Refused, UpstreamError
 from gateway.instances import Lease, Pool, Ticket
 from gateway.metrics import Metrics
+from gateway.offload import sized
 from gateway.upstream import Request, Response, Upstream
-from gateway.wire import request_headers
+from gateway.wire import request_headers, retry_after
 
 T = TypeVar("T")
 
 MAX_REPLY = 64 * 2**20  # bytes of a finished answer; embeddings of many inputs are the largest
 MAX_REFUSAL = 64 * 2**10  # bytes of an error body that are looked at
 MAX_BACKOFF = 1.0  # seconds
+MAX_ASKED_FOR = 10.0  # seconds an instance may have us wait for it; where it asks for more, the client is told so
 
 
 class RetryBudget:
@@ -138,15 +140,18 @@ class Journey:
                 except UpstreamError as failure:
                     error = failure
                     self.failed(lease, failure)
+            fresh = bool(self._untried())
+            pause = 0.0 if fresh else self._pause(error)
             again = error.failover and self.record.attempts < retry.attempts
-            again = again and (error.repeatable or bool(self._untried()))
+            again = again and (fresh or (error.repeatable and self._bears(error)))
             allowed = again and self.means.budget.spend(error)
             if again or self.record.attempts > 1:
                 result = "tried" if allowed else "budget_denied" if again else "exhausted"
                 self.means.metrics.retries(self.record.route, error.reason, result).inc()
             if not allowed:
-                raise error
-            await self._back_off()
+                raise self._final(error)
+            if pause:
+                await asyncio.sleep(pause)
 
     async def _lease(self) -> Lease:
         """A lease on a candidate, one not yet tried if there is any. Waits in line, at most `timeouts.line` in all."""
@@ -181,13 +186,17 @@ class Journey:
             return self._candidates
         instances, now = self.means.pool.instances, self.means.now()
         fresh = [one for one in self._candidates if one.instance not in self._tried]
-        return tuple(one for one in fresh if one.instance in instances and instances[one.instance].fit(now))
+        return tuple(
+            one for one in fresh if one.instance in instances and instances[one.instance].fit(now, model_key(one.model))
+        )
 
     def _begin(self, lease: Lease) -> None:
         record, candidate = self.record, lease.candidate
         record.attempts += 1
         record.instance, record.model, record.substitution = candidate.instance, candidate.model, candidate.substitution
         self._tried.append(candidate.instance)
+        if lease.last_resort:
+            self.means.metrics.panics(candidate.instance).inc()
 
     def failed(self, lease: Lease, error: UpstreamError) -> None:
         candidate, metrics = lease.candidate, self.means.metrics
@@ -198,12 +207,25 @@ class Journey:
         code = str(error.status) if isinstance(error, Refused) else "error"
         metrics.attempts(candidate.instance, candidate.model, code).inc()
 
-    async def _back_off(self) -> None:
-        """Full jitter before an instance that was tried is tried again; another instance needs no wait."""
-        if any(one.instance not in self._tried for one in self._candidates):
-            return
-        most = min(MAX_BACKOFF, self.setting.config.retry.backoff * 2 ** (self.record.attempts - 1))
-        await asyncio.sleep(most * self.means.random())
+    def _pause(self, error: UpstreamError) -> float:
+        """Seconds before an instance that was tried is tried again: what it asked for, else full jitter."""
+        if error.busy:
+            return 0.0  # the pool gives it no call for as long as it asked
+        if error.retry_after is not None:
+            return error.retry_after
+        most: float = min(MAX_BACKOFF, self.setting.config.retry.backoff * 2 ** (self.record.attempts - 1))
+        return most * self.means.random()
+
+    def _bears(self, error: UpstreamError) -> bool:
+        """Whether the call can wait for as long as the instance asks."""
+        asked, deadline = error.retry_after or 0.0, self.call.deadline
+        return asked <= MAX_ASKED_FOR and (deadline is None or self.means.now() + asked < deadline)
+
+    def _final(self, error: UpstreamError) -> UpstreamError:
+        """The error to tell. Where we tried several times, three attempts of a client would be nine (faults.md §1)."""
+        if self.record.attempts > 1 and error.sent and not error.busy:
+            error.retryable = False
+        return error
 
     async def open(self, lease: Lease, held: ExitStack) -> Response:
         """Send the call and wait for the head of the answer. Raises UpstreamError; a 4xx or 5xx is Refused."""
@@ -215,7 +237,7 @@ class Journey:
             method=b"POST",
             path=call.operation.path.encode(),
             headers=tuple(request_headers(call.request_id, call.agent, content_type=call.wish.content_type)),
-            body=call.operation.write(call, candidate.spelt or candidate.model),
+            body=await sized(len(call.body), call.operation.write, call, candidate.spelt or candidate.model),
         )
         upstream = self.means.setting.upstreams.get(candidate.instance)
         if upstream is None:  # a reload came between the grant and us
@@ -233,7 +255,8 @@ class Journey:
         text, code = refusal(await response.read_all(MAX_REFUSAL))
         if response.status == 404 and not text:  # no words of Ollama's handlers: it is too old to have the path
             text, code = f"has nothing at {self.call.operation.path}", "unknown_path"
-        return Refused(name, response.status, text or f"status {response.status}", code=code)
+        words = text or f"status {response.status}"
+        return Refused(name, response.status, words, code=code, retry_after=retry_after(response.headers))
 
     async def _whole(self, lease: Lease, held: ExitStack) -> Reply:
         began = self.means.now()

@@ -8,9 +8,10 @@ holds at most `MAX_CHILDREN` label sets, and what is beyond lands in one child l
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -56,6 +57,15 @@ class Family(Generic[Child]):
         return child
 
 
+class BreakerReading(NamedTuple):
+    """A breaker that is not closed, of one model there or, where that is "", of the whole instance."""
+
+    model: str
+    state: str
+    why: str
+    seconds: float  # until a call may try it
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceReading:
     """One instance at the moment of a scrape."""
@@ -67,6 +77,8 @@ class InstanceReading:
     draining: int
     limit: int
     connections: int
+    allowed: int = 0  # calls it may have now
+    breakers: tuple[BreakerReading, ...] = ()
     version: str = ""
     loaded: tuple[tuple[str, int], ...] = ()  # (model, bytes in VRAM)
 
@@ -91,8 +103,15 @@ class Reading:
     reload_ok: bool = True
     reloaded_at: float = 0.0  # unix time, seconds
 
+    @property
+    def unready(self) -> str:
+        """Why no calls should be sent here, in words; "" where they may."""
+        if self.draining:
+            return "shutting down"
+        return "" if any(one.up for one in self.instances) else "no instance takes calls"
 
-STATES = ("healthy", "unknown", "down", "open", "half_open", "drained")
+
+STATES = ("healthy", "unknown", "down", "open", "half_open", "saturated", "slow_start", "drained")
 
 
 class _AtScrape(Collector):
@@ -150,6 +169,8 @@ class _AtScrape(Collector):
         in_flight = family("in_flight", "Calls it is working on.")
         draining = family("draining", "Calls it may still be working on though their client left.")
         limit = family("limit", "Calls it may have at once.")
+        allowed = family("allowed", "Calls it may have now: fewer while it is saturated or in its slow start.")
+        cooling = family("model_cooling", "1 for each model that is not asked of it, as it failed there.", "model")
         connections = family("connections", "Open connections to it, idle ones included.")
         loaded = family("model_loaded", "1 for each model it has in memory.", "model")
         vram = family("model_vram_bytes", "Memory the model takes on its GPU.", "model")
@@ -160,16 +181,20 @@ class _AtScrape(Collector):
                 (in_flight, one.in_flight),
                 (draining, one.draining),
                 (limit, one.limit),
+                (allowed, one.allowed),
                 (connections, one.connections),
             ):
                 metric.add_metric([one.name], value)
             for name in STATES:
                 state.add_metric([one.name, name], float(name == one.state))
             info.add_metric([one.name, one.version], 1)
+            for breaker in one.breakers:
+                if breaker.model:
+                    cooling.add_metric([one.name, breaker.model], 1)
             for model, size in one.loaded:
                 loaded.add_metric([one.name, model], 1)
                 vram.add_metric([one.name, model], size)
-        yield from (up, state, in_flight, draining, limit, connections, loaded, vram, info)
+        yield from (up, state, in_flight, draining, limit, allowed, cooling, connections, loaded, vram, info)
 
 
 def _gauge(name: str, words: str, value: float) -> GaugeMetricFamily:
@@ -185,7 +210,8 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._at_scrape = _AtScrape()
-        self._rendering = asyncio.Lock()
+        self._asked = asyncio.Lock()
+        self._rendering = threading.Lock()  # the side door renders in a thread, too
         self._text, self._text_at = b"", -10.0
         self.read: Callable[[], Reading] = Reading
         self.registry.register(self._at_scrape)
@@ -199,6 +225,13 @@ class Metrics:
         self.loop_lag = self._plain(
             Histogram, "gateway_event_loop_lag_seconds", "How late the event loop runs a timer.", OVERHEADS
         )
+        self.stall = self._plain(
+            Gauge, "gateway_event_loop_stall_seconds", "For how long the event loop has not turned, beyond its beat."
+        )
+        self.connections = self._plain(
+            Gauge, "gateway_client_connections", "Clients' open connections, idle ones included."
+        )
+        self.tasks = self._plain(Gauge, "gateway_asyncio_tasks", "asyncio tasks that are not done.")
         build = Gauge("gateway_build_info", "The gateway's version.", ["version"], registry=self.registry)
         build.labels(version).set(1)
 
@@ -216,6 +249,9 @@ class Metrics:
             "gateway_requests_in_flight", "Accepted and not finished, those in line included.", "operation"
         )
         self.errors = counter("gateway_request_errors_total", "Requests that failed, by cause.", "route", "reason")
+        self.refusals = counter(
+            "gateway_http_refusals_total", "Connections and requests turned away before they were a request.", "reason"
+        )
         self.rejections = counter(
             "gateway_rejections_total", "Requests turned away without an attempt.", "route", "reason"
         )
@@ -259,6 +295,13 @@ class Metrics:
             "gateway_upstream_retries_total", "Attempts after the first.", "route", "reason", "result"
         )
         self.breaker = counter("gateway_upstream_breaker_transitions_total", "Breaker changes.", "instance", "to")
+        self.model_breaker = counter(
+            "gateway_upstream_model_breaker_transitions_total", "Changes of the breaker of one model on one instance.",
+            "instance", "model", "to",
+        )  # fmt: skip
+        self.panics = counter(
+            "gateway_upstream_panics_total", "Calls given to an open breaker, as nothing else was left.", "instance"
+        )
         self.probes = counter("gateway_upstream_health_checks_total", "Probes.", "instance", "result")
         self.probe_duration = histogram(
             "gateway_upstream_health_check_duration_seconds", "Round trip of a probe.", WAITS, "instance"
@@ -295,12 +338,18 @@ class Metrics:
 
     async def exposition(self, now: float) -> bytes:
         """The text a scraper reads, rendered off the event loop; at most once a second. `now` in seconds."""
-        async with self._rendering:
+        async with self._asked:
             if now - self._text_at >= 1.0:
-                self._at_scrape.reading = self.read()
-                self._text = await asyncio.to_thread(generate_latest, self.registry)
+                self.tasks.set(len(asyncio.all_tasks()))
+                self._text = await asyncio.to_thread(self.render, self.read())
                 self._text_at = now
         return self._text
+
+    def render(self, reading: Reading) -> bytes:
+        """The text for one reading. In any thread."""
+        with self._rendering:
+            self._at_scrape.reading = reading
+            return generate_latest(self.registry)
 
     def _counter(self, name: str, words: str, *labels: str) -> Family[Counter]:
         return Family(Counter(name, words, labels, registry=self.registry), self.overflow)

@@ -12,8 +12,10 @@ import contextlib
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import structlog
 import uvicorn
@@ -21,7 +23,8 @@ import uvicorn
 from gateway.app import App
 from gateway.config import ServerConfig
 from gateway.errors import ShuttingDown
-from gateway.protocol import Protocol
+from gateway.frontdoor import Door, Protocol
+from gateway.sidedoor import SideDoor
 
 LAST_WORDS = 2.0  # seconds for streams to end in-band after the drain timeout
 
@@ -32,19 +35,21 @@ class Server(uvicorn.Server):
     """One process, one gateway (D14)."""
 
     def __init__(self, app: App, config: ServerConfig) -> None:
+        metrics = app.engine.metrics
+        door = Door(lambda: app.engine.config.server, lambda reason: metrics.refusals(reason).inc())
+        metrics.connections.set_function(door.__len__)
         super().__init__(
             uvicorn.Config(
                 app,
                 host=config.host,
                 port=config.port,
-                http=Protocol,
+                http=partial(Protocol, door=door),  # type: ignore[arg-type]  # uvicorn asks for a class, and calls it
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                timeout_keep_alive=int(config.keep_alive),
                 backlog=2048,
             )
         )
@@ -53,12 +58,20 @@ class Server(uvicorn.Server):
         self._hurry = asyncio.Event()  # a second signal: wait no longer
         self._patient = True  # SIGTERM waits for balancers to look away, Ctrl-C does not
         self.listening = asyncio.Event()
+        self.side_door: SideDoor | None = None
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port in use; the port is the kernel's choice where 0 was configured."""
         name = self.servers[0].sockets[0].getsockname()
         return str(name[0]), int(name[1])
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Until a signal ends it, or `handle_exit`. Raises OSError where `ops_port` is taken."""
+        with ExitStack() as stack:
+            if self._limits.ops_port is not None:
+                self.side_door = stack.enter_context(SideDoor(self._app.engine, self._limits))
+            await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -106,7 +119,7 @@ class Server(uvicorn.Server):
         for task in self.server_state.tasks:
             task.cancel()
         for connection in list(self.server_state.connections):
-            connection.transport.abort()
+            cast(Protocol, connection).abort()
         log.info("drain.end", cut=cut)
 
     async def _until_hurried(self, seconds: float, *, finish: bool = False) -> None:

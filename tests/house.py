@@ -3,16 +3,18 @@
     async with House({"alpha": Behaviour(), "beta": Behaviour()}) as house:
         reply = await house.chat("hello")
 
-The quiescence check is Q of faults.md: no lease, no draining, an empty line, no open exchange, no asyncio task that
-was not there before, and exactly one access-log line for each request.
+The quiescence check is Q of faults.md: no lease, no draining, an empty line, no open exchange, no idle socket too many
+or closed by its instance, no asyncio task that was not there before, no failure that nobody looked at, and exactly one
+access-log line for each request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -26,10 +28,12 @@ from gateway.config import Config, Loaded
 from gateway.engine import Engine
 from gateway.server import Server
 from gateway.simulator import Behaviour, Seen, Simulator
+from tests.faults.proxy import Proxy
 
 MODEL = "llama3.1:8b"
 ALPHA_FIRST = {"name": "alpha-first", "match": {"model": "*"}, "to": [{"instance": "alpha"}, {"instance": "beta"}]}
 LIMIT = 10.0  # seconds; guards against a hang, never a measurement
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # httpx would read all authorities anew for each client, for 25 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +105,22 @@ class Wire:
 @dataclass
 class House:
     """One gateway; `behaviours` by instance name. `instance` keys are added to each instance's configuration; with
-    `warm` every instance has its models in memory from the start.
+    `warm` every instance has its models in memory from the start. Those `proxied` are reached through `proxies`.
     """
 
     behaviours: Mapping[str, Behaviour]
     config: dict[str, Any] = field(default_factory=dict)
     instances: dict[str, dict[str, Any]] = field(default_factory=dict)
     warm: bool = False
+    proxied: Sequence[str] = ()
 
     async def __aenter__(self) -> Self:
         self._before = asyncio.all_tasks()
         self._stack = AsyncExitStack()
+        self._unseen: list[dict[str, Any]] = []  # what the event loop was told of and nobody caught
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: self._unseen.append(context))
+        self._stack.callback(loop.set_exception_handler, None)
         self.lines: list[Any] = self._stack.enter_context(capture_logs())
         self.simulators = {
             name: await self._stack.enter_async_context(Simulator(behaviour))
@@ -119,6 +128,11 @@ class House:
         }
         if self.warm:
             await self._warm_up()
+        self.proxies = {
+            name: await self._stack.enter_async_context(Proxy(one.host, one.port))
+            for name, one in self.simulators.items()
+            if name in self.proxied
+        }
         self.engine = await self._stack.enter_async_context(Engine(self.loaded()))
         self.app = App(self.engine)
         self.server = Server(self.app, self.engine.config.server)
@@ -129,7 +143,7 @@ class House:
         self.address = (host, port)
         self.url = f"http://{host}:{port}"
         self.client = await self._stack.enter_async_context(
-            httpx.AsyncClient(base_url=self.url, timeout=LIMIT, trust_env=False)
+            httpx.AsyncClient(base_url=self.url, timeout=LIMIT, trust_env=False, verify=NO_TLS)
         )
         return self
 
@@ -147,9 +161,10 @@ class House:
         if error is None:
             self._check_lines()
             assert asyncio.all_tasks() == self._before, "asyncio tasks are left over"
+            assert not self._unseen, f"nobody looked at a failure: {self._unseen}"
 
     async def _warm_up(self) -> None:
-        async with httpx.AsyncClient(timeout=LIMIT, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=LIMIT, trust_env=False, verify=NO_TLS) as client:
             for simulator in self.simulators.values():
                 for model in simulator.behaviour.models:
                     path, body = "/api/generate", {"model": model.name}
@@ -161,7 +176,8 @@ class House:
     def loaded(self, **changed: Any) -> Loaded:
         """The configuration, with top-level keys of it replaced."""
         instances = [
-            {"name": name, "url": simulator.url, "max_concurrent": 4} | self.instances.get(name, {})
+            {"name": name, "url": self.proxies.get(name, simulator).url, "max_concurrent": 4}
+            | self.instances.get(name, {})
             for name, simulator in self.simulators.items()
         ]
         quick = {
@@ -228,14 +244,18 @@ class House:
 
     def _unrest(self) -> dict[str, object]:
         pool = self.engine.pool
+        upstreams = [one.upstream for one in self.engine._attached.values()]
         found: dict[str, object] = {
             "held": sum(one.held for one in pool.instances.values()),
             "draining": sum(one.draining for one in pool.instances.values()),
             "line": pool.depth,
             "line bytes": pool.held_bytes,
-            "exchanges": sum(one.upstream.busy for one in self.engine._attached.values()),
+            "exchanges": sum(one.busy for one in upstreams),
             "present": len(self.app.crowd),
             "requests": len(self.server.server_state.tasks),
+            "in flight": sum(one._value.get() for one in self.engine.metrics.in_flight._children.values()),
+            "idle sockets": [one for one in upstreams if one.idle > one._max_idle],
+            "sockets the instance closed": sum(not kept.usable for one in upstreams for kept in one._idle),
             "flights": self.engine.cache.flights,
             "generations": sum(one.busy + one.waiting for one in self.simulators.values()),
         }

@@ -12,13 +12,16 @@ from gateway.api.keys import caller
 from gateway.api.presence import Crowd
 from gateway.api.relay import relay_reply, relay_stream, send_body
 from gateway.call import Call, Operation, Priority, Record, Wish
+from gateway.config import Config
 from gateway.dialects import anthropic
 from gateway.dispatch import Dispatch
 from gateway.engine import Engine
 from gateway.errors import BodyTooLarge, ClientLeft, InvalidCall
+from gateway.offload import sized
 from gateway.routing import HINTS, split_alias
 from gateway.wire import encoding, response_headers
 
+INFLATES = 64  # times its size that a compressed body is taken to have
 MAX_TASK = 64  # characters of a task's name
 
 _TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")  # seconds
@@ -39,12 +42,11 @@ class Inference:
         config = self._engine.config
         headers = _headers(scope)
         body = await read_body(headers, receive, config.server.max_body)
-        operation = self._choose(body)
+        operation = await sized(len(body), self._choose, body)
         record.operation, record.dialect = operation.name, operation.dialect
-        wish = operation.read(body)
+        wish = await sized(len(body), operation.read, body)
         record.stream, record.asked = wish.stream, wish.model
-        reworded = config.openai.reasoning_content
-        call = _call(scope, headers, operation, wish, body, record, self._engine.route_headers, reworded)
+        call = _call(scope, headers, operation, wish, body, record, self._engine.route_headers, config)
         dispatch: Dispatch = self._engine.dispatch
         if wish.stream:
             await relay_stream(
@@ -69,12 +71,16 @@ async def read_body(headers: Mapping[str, str], receive: Receive, limit: int) ->
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientLeft
+            raise message.get("error") or ClientLeft
         body += message.get("body", b"")
         if len(body) > limit:
             raise BodyTooLarge(too_large)
         more = message.get("more_body", False)
-    return bytes(body) if coding is None else encoding.inflated(bytes(body), coding, limit)
+    return (
+        bytes(body)
+        if coding is None
+        else await sized(len(body) * INFLATES, encoding.inflated, bytes(body), coding, limit)
+    )
 
 
 class TokenCount:
@@ -85,7 +91,7 @@ class TokenCount:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(_headers(scope), receive, self._engine.config.server.max_body)
-        told = b'{"input_tokens":%d}' % anthropic.estimated_tokens(body)
+        told = b'{"input_tokens":%d}' % await sized(len(body), anthropic.estimated_tokens, body)
         await send_body(send, 200, told, response_headers())
 
 
@@ -105,7 +111,7 @@ def _call(
     body: bytes,
     record: Record,
     route_headers: frozenset[str],
-    reasoning_content: bool,
+    config: Config,
 ) -> Call:
     model, alias_task = split_alias(wish.model)
     task, source = _task(scope, headers, alias_task, wish.task)
@@ -120,12 +126,12 @@ def _call(
         model=model,
         headers={name: headers[name] for name in route_headers if name in headers},
         conversation=next((headers[name] for name in HINTS if name in headers), ""),
-        caller=caller(scope),
+        caller=caller(scope, config.server),
         priority=_priority(headers),
         deadline=_deadline(headers, wish, record.arrived),
         agent=headers.get("user-agent", ""),
         no_store="no-store" in headers.get("cache-control", ""),
-        reasoning_content=reasoning_content,
+        reasoning_content=config.openai.reasoning_content,
     )
 
 

@@ -17,12 +17,13 @@ from itertools import islice
 
 from starlette.types import Scope
 
-from gateway.config import AuthConfig
+from gateway.config import AuthConfig, ServerConfig
 from gateway.errors import Unauthenticated
 
 MAX_KEY = 512  # bytes; more is refused before it is hashed
 MAX_BASIC = 2 * MAX_KEY * 4 // 3 + 8  # bytes of Base64 for two such keys and the colon
 MAX_TRIED = 8  # keys of one request
+MAX_HOPS = 16  # of X-Forwarded-For
 PLACES = 1024  # for callers without a key
 
 _OPEN = frozenset({"/", "/livez", "/readyz"})
@@ -74,15 +75,42 @@ class Keys:
         return found
 
 
-def caller(scope: Scope) -> str:
+def client_address(scope: Scope, server: ServerConfig) -> str:
+    """Where a request comes from: the peer, or, where that is a trusted proxy, the last hop it names that is not one.
+
+    What stands before that hop in X-Forwarded-For was written by the client, whoever it says it is.
+    """
+    client = scope.get("client")
+    address: str = client[0] if client else ""
+    if not server.trusts(address):
+        return address
+    told = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
+    for hop in map(str.strip, reversed(told.decode("latin-1").split(",")[-MAX_HOPS:])):
+        if not _is_address(hop):
+            break
+        address = hop
+        if not server.trusts(hop):
+            break
+    return address
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def caller(scope: Scope, server: ServerConfig) -> str:
     """Whose share of the line a request takes: the key's owner, else one of a fixed number of places by address.
 
     Neither can be made up by a client, and there are only so many: nothing they send makes the line remember more. An
-    IPv6 host has a network of its own, so its first 64 bits count. Behind a proxy all share its address: use keys.
+    IPv6 host has a network of its own, so its first 64 bits count. Behind a proxy that is not
+    trusted all share its address.
     """
     owner: str | None = scope.get("gateway.caller")
-    client = scope.get("client")
-    return owner or f"@{_place(client[0] if client else '')}"
+    return owner or f"@{_place(client_address(scope, server))}"
 
 
 @lru_cache(maxsize=4096)

@@ -27,6 +27,7 @@ from gateway.dialects import reading
 from gateway.engine import Engine
 from gateway.errors import Forbidden, Refused, UnknownModel, UpstreamError
 from gateway.lists import entries
+from gateway.offload import sized
 from gateway.routing import stands_for
 from gateway.upstream import InstalledModel, LoadedModel
 from gateway.wire import json, response_headers
@@ -246,7 +247,8 @@ class Memory:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
         body = await read_body(headers, receive, self._engine.config.server.max_body)
-        asked = _without_question(body, prompted=scope["gateway.record"].path == "/api/generate")
+        prompted = scope["gateway.record"].path == "/api/generate"
+        asked = await sized(len(body), _without_question, body, prompted=prompted)
         offers = self._meant(asked) if asked is not None else []
         if asked is None or not offers or not await self._tell(asked, offers, body, scope, receive, send):
             await self._endpoint(scope, _again(body, receive), send)

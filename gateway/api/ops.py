@@ -20,7 +20,7 @@ from gateway.call import Call, Plan, Wish
 from gateway.dialects import openai, reading
 from gateway.engine import Engine
 from gateway.instances import Resident
-from gateway.metrics import CONTENT_TYPE, InstanceReading
+from gateway.metrics import CONTENT_TYPE, BreakerReading, InstanceReading
 from gateway.routing import split_alias
 
 MAX_CONFLICTS = 100  # names shown by /gateway/status
@@ -44,11 +44,8 @@ class Ops:
 
     async def ready(self, request: Request) -> Response:
         """200 while some instance may be given calls and the gateway is not shutting down."""
-        if self._engine.draining:
-            return PlainTextResponse("shutting down", 503)
-        if not any(one.up for one in self._engine.reading().instances):
-            return PlainTextResponse("no instance takes calls", 503)
-        return PlainTextResponse("ready")
+        problem = self._engine.reading().unready
+        return PlainTextResponse(problem, 503) if problem else PlainTextResponse("ready")
 
     async def metrics(self, request: Request) -> Response:
         text = await self._engine.metrics.exposition(asyncio.get_running_loop().time())
@@ -89,6 +86,9 @@ class Ops:
             "in_flight": reading.in_flight,
             "draining": reading.draining,
             "limit": reading.limit,
+            "allowed": reading.allowed,
+            "breaker": next((_breaker(one) for one in reading.breakers if not one.model), None),
+            "cooling": {one.model: _breaker(one) for one in islice(reading.breakers, MAX_LISTED) if one.model},
             "round_trip_ms": round(known.seconds * 1000, 2) if known.version or known.listed else None,
             "problem": health.problem if health and not health.ok else None,
         }
@@ -149,6 +149,10 @@ def _description() -> bytes:
     told: dict[str, Any] = yaml.load(text, loader)  # noqa: S506 - a safe loader either way
     told["info"]["version"] = __version__
     return msgspec.json.encode(told)
+
+
+def _breaker(one: BreakerReading) -> dict[str, Any]:
+    return {"state": one.state, "why": one.why, "seconds": round(one.seconds, 1)}
 
 
 def _resident(resident: Resident) -> dict[str, Any]:

@@ -7,6 +7,8 @@ Times are seconds, written as a number or "30s", "5m", "1h", "250ms"; sizes are 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
 from math import isfinite
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -58,10 +60,18 @@ def _instance_url(value: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
+def _network(value: str) -> str:
+    try:
+        return str(ip_network(value))
+    except ValueError:
+        raise ValueError("must be an address or a network, as in 127.0.0.1 or 127.0.0.0/8") from None
+
+
 _TIME_SCHEMA = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": rf"^{_DURATION.pattern}$"}]}
 _SIZE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": rf"^{_SIZE.pattern}$"}]}
 
 Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, allow_inf_nan=False), WithJsonSchema(_TIME_SCHEMA)]
+Network = Annotated[str, AfterValidator(_network)]
 Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0), WithJsonSchema(_SIZE_SCHEMA)]
 InstanceUrl = Annotated[str, AfterValidator(_instance_url)]
 WORD = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
@@ -255,10 +265,23 @@ class BreakerConfig(Frozen):
     """Failed calls in a row."""
     connects: int = Field(3, ge=1)
     """Failed connections in a row."""
+    first_tokens: int = Field(2, ge=1)
+    """Calls in a row without a first token in time, though the instance's probes are answered."""
+    ratio: float = Field(0.5, gt=0, le=1)
+    """This part of the calls of the last `window`, in no row, where there were `calls` or more."""
+    calls: int = Field(20, ge=1)
+    """The fewest calls of which `ratio` can be told."""
+    window: Seconds = Field(30.0, gt=0)
+    """How far back `ratio` looks."""
     cooldown: Seconds = 10.0
     """Until one call may try it again; longer each time it fails, 20 % more or less at random."""
     max_cooldown: Seconds = 300.0
     """The longest such pause."""
+    slow_start: Seconds = 30.0
+    """Tried with success it is given one call at a time, then more, until after this time its limit; 0: at once."""
+    busy: Seconds = 5.0
+    """An instance that says it is busy is given no more calls for this long than it has, or for as long as it says
+    itself, at most 10 s."""
 
 
 class CacheConfig(Frozen):
@@ -285,10 +308,44 @@ class ServerConfig(Frozen):
     """A request body."""
     keep_alive: Seconds = 75.0
     """A client's idle connection."""
+    head_timeout: Seconds = 10.0
+    """For the head of a request, from its first byte; for the first byte of a new connection."""
+    body_timeout: Seconds = 60.0
+    """For the body of a request, from the end of its head."""
+    body_rate: Bytes = 16 * 2**10
+    """A body that takes longer than 10 s must come this fast at least, in bytes a second. 0: any rate."""
+    write_stall: Seconds = 30.0
+    """How long a client may read nothing of what waits for it."""
+    max_connections: int = Field(4096, ge=1, le=1_000_000)
+    """Open connections of clients."""
+    max_connections_per_address: int = Field(1024, ge=1, le=1_000_000)
+    """The same from one address. Those of `trusted_proxies` are not counted."""
+    ops_host: str = "127.0.0.1"
+    """Where `ops_port` listens. A change needs a restart."""
+    ops_port: int | None = Field(None, ge=0, le=65535)
+    """Answer /livez, /readyz and /metrics on this port, too, without a key and from a thread of its own. A change needs
+    a restart."""
+    trusted_proxies: tuple[Network, ...] = ()
+    """Addresses or networks whose X-Forwarded-For is believed, as in 127.0.0.0/8."""
     drain_delay: Seconds = 5.0
     """After SIGTERM: not ready, still serving, so that balancers can look away."""
     drain_timeout: Seconds = 300.0
     """After that: for streams in progress to finish."""
+
+    def trusts(self, address: str) -> bool:
+        """Whether `address` is that of a trusted proxy."""
+        return bool(self.trusted_proxies) and trusted(address, self.trusted_proxies)
+
+
+@lru_cache(maxsize=4096)
+def trusted(address: str, networks: tuple[str, ...]) -> bool:
+    """Whether `address` is in one of `networks`. An IPv4 address that came as IPv6 counts as what it is."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return False
+    found = getattr(found, "ipv4_mapped", None) or found
+    return any(found in ip_network(text) for text in networks)
 
 
 class KeyConfig(Frozen):

@@ -17,11 +17,12 @@ from typing import NamedTuple, Protocol, Self
 from gateway.call import Candidate, model_key
 from gateway.config import Config, InstanceConfig
 from gateway.errors import BadAnswer, ConnectFailed, ConnectionLost, Refused, StreamBroken, UpstreamError
-from gateway.instances.breaker import Breaker, BreakerState
+from gateway.instances.breaker import Breaker, Breakers, BreakerState
 from gateway.instances.health import Health
 from gateway.instances.memory import Memory
 from gateway.routing import seed
 
+INFINITY = float("inf")
 _WORK_IS_OVER = (ConnectFailed, ConnectionLost, BadAnswer, Refused, StreamBroken)
 
 
@@ -36,6 +37,21 @@ class Clock(NamedTuple):
     later: Callable[[float, Callable[[], None]], Timer]
 
 
+class Standing(NamedTuple):
+    """What may be asked of an instance, full or not. `fit`: it takes calls as usual; `able`: at least one, as a last
+    resort. Not for all models: those in `cooling` only as a last resort, those in `barred` not even so.
+    """
+
+    fit: bool = True
+    able: bool = True
+    cooling: tuple[str, ...] = ()
+    barred: tuple[str, ...] = ()
+
+
+SOUND = Standing()
+OUT = Standing(fit=False, able=False)
+
+
 class Instance:
     """What is known of one instance. `drains` are the leases that are draining; `place` is its bit in the roster, -1
     where it has none; `owes` is the model it is to load next, for which it takes no more calls for those in `gives_up`.
@@ -47,7 +63,7 @@ class Instance:
         self.drains: set[Lease] = set()
         self.removed = False
         self.health = Health(pool.health.fall, pool.health.rise)
-        self.breaker = Breaker(pool.breaker, random)
+        self.breakers = Breakers(pool.breaker, random)
         self.memory = Memory()
         self.place = -1
         self.owes = ""
@@ -62,12 +78,21 @@ class Instance:
         self.config = config
         self.drain_grace = pool.line.drain_grace
         self.hold = pool.line.hold
-        self.breaker.config = pool.breaker
+        self.breakers.configure(pool.breaker)
         self.health.fall, self.health.rise = pool.health.fall, pool.health.rise
+
+    @property
+    def breaker(self) -> Breaker:
+        """What calls say of the whole of it."""
+        return self.breakers.whole
 
     @property
     def limit(self) -> int:
         return self.config.max_concurrent
+
+    def allowed(self, now: float) -> int:
+        """Calls at once that it may have now: fewer than its limit while it is saturated or in its slow start."""
+        return self.breakers.limit(self.config.max_concurrent, now)
 
     @property
     def draining(self) -> int:
@@ -89,9 +114,12 @@ class Instance:
             return min(self.config.max_per_model, self.limit)
         return 1 if model in self.memory.one_at_a_time else self.limit
 
-    def takes(self, model: str) -> bool:
+    def takes(self, model: str, now: float) -> bool:
         """Whether a model it holds has a slot free, and is not to be given up."""
-        return self.memory.running(model) < self.slots(model) and model not in self.gives_up
+        slots = self.slots(model)
+        if not self.breakers.calm:
+            slots = self.breakers.slots(model, slots, now)
+        return self.memory.running(model) < slots and model not in self.gives_up
 
     def owe(self, model: str, gives_up: frozenset[str]) -> None:
         """It is to load `model`, and takes no more calls for `gives_up` until then. ("", none) ends that."""
@@ -109,18 +137,40 @@ class Instance:
             return "drained by configuration"
         return self.breaker.why if self.healthy else self._probe_problem
 
-    def fit(self, now: float) -> bool:
-        """Could it take calls at all, full or not? Half-open, it is fit for the trial only, until that is under way."""
-        return not (self.removed or self.config.drain) and self.healthy and self.breaker.allows(now)
+    @property
+    def calm(self) -> bool:
+        """Nothing is wrong with it, nor was when that was last looked at."""
+        return self.breakers.calm and self.healthy and self.away_since is None
+
+    @property
+    def up(self) -> bool:
+        return not (self.removed or self.config.drain) and self.healthy
+
+    def fit(self, now: float, model: str = "") -> bool:
+        """Could it take calls, full or not? Half-open, it is fit for the trial only, until that is under way."""
+        return self.up and self.breakers.allows(model, now)
+
+    def standing(self, now: float) -> Standing:
+        """What may be asked of it, full or not."""
+        if not self.up:
+            return OUT
+        if self.breakers.calm:
+            return SOUND
+        return Standing(
+            self.breaker.allows(now),
+            self.breaker.allows(now, last_resort=True),
+            self.breakers.closed_to(now),
+            self.breakers.closed_to(now, last_resort=True),
+        )
 
     def available(self, now: float) -> bool:
-        """Can it take one more call now?"""
-        return self.in_use < self.config.max_concurrent and self.fit(now)
+        """Can it take one more call now, be it as a last resort?"""
+        return self.in_use < self.allowed(now) and self.up and self.breaker.allows(now, last_resort=True)
 
     @property
     def away(self) -> bool:
-        """Whether something is wrong with it; half-open it is not back yet."""
-        return not self.healthy or self.breaker.until is not None
+        """Whether it seems not to be there: by its probes, or as nobody listens; half-open it is not back yet."""
+        return not self.healthy or (self.breaker.until is not None and self.breaker.hard)
 
     def awaited(self, now: float) -> bool:
         """Whether it may well be back soon: it has not been away for so long that it is given up."""
@@ -129,7 +179,9 @@ class Instance:
         return self.away_since is None or now < self.away_since + self.hold
 
     def state(self, now: float) -> str:
-        """One word of a closed set: drained, down, open, half_open, unknown, healthy; the first that holds."""
+        """One word of a closed set: drained, down, open, half_open, saturated, slow_start, unknown, healthy; the first
+        that holds.
+        """
         if self.removed or self.config.drain:
             return "drained"
         if not self.healthy:
@@ -137,7 +189,19 @@ class Instance:
         breaker = self.breaker.state_at(now)
         if breaker is not BreakerState.CLOSED:
             return str(breaker)
+        if self.allowed(now) < self.limit:
+            return "saturated" if self.breakers.saturated(now) else "slow_start"
         return "unknown" if self.health.healthy is None else "healthy"
+
+    def settle(self, now: float) -> float:
+        """Note since when it is away, and forget what is over; when something next changes by itself, if ever."""
+        if not self.away:
+            self.away_since = None
+        elif self.away_since is None:
+            self.away_since = now
+        due = self.breakers.settle(self.limit, self.slots, now)
+        gone = INFINITY if self.away_since is None else self.away_since + self.hold
+        return min(due, gone) if now < gone else due
 
     def observe(self, ok: bool, problem: str) -> bool:
         """Take one probe's result; True where its health changed."""
@@ -176,7 +240,7 @@ class Lease:
         self._answered = False
         self._error: UpstreamError | None = None
         instance.held += 1
-        instance.breaker.begin(self, self.granted_at)
+        self.last_resort = instance.breakers.begin(self, self.model, self.granted_at)  # nothing else was left
         self.position = 0  # its place in line when it came; 0 where it did not wait
         self.why = ""  # it waited, in words
         self.cold = instance.memory.begin(self.model, self.granted_at)
@@ -205,20 +269,19 @@ class Lease:
         if self.state is not LeaseState.HELD or self._answered or self._error:
             return
         self._answered = True
-        self.instance.breaker.heard(self)
+        self.instance.breakers.heard(self, self.model, self._clock.now())
         self.instance.memory.answered(self.model)
         if self._sent_at is not None:
             self._end_older_drains(self._sent_at)
         self._changed(self)
 
     def failed(self, error: UpstreamError) -> None:
-        """The attempt failed. It counts against the breaker where `error.counts`; once for each lease."""
+        """The attempt failed. It counts against a breaker where `error.counts`; once for each lease."""
         if self.state is not LeaseState.HELD or self._error:
             return
         self._error = error
-        if error.counts:
-            connect = isinstance(error, ConnectFailed)
-            self.instance.breaker.failed(self, self._clock.now(), error.reason, connect=connect)
+        instance = self.instance
+        instance.breakers.failed(self, self.model, error, self._clock.now(), running=instance.in_use - 1)
         self._changed(self)
 
     def release(self) -> None:
@@ -228,9 +291,9 @@ class Lease:
         now = self._clock.now()
         self.instance.held -= 1
         if self._answered and self._error is None:
-            self.instance.breaker.succeeded()
+            self.instance.breakers.succeeded(self.model, now)
             self.instance.memory.served(self.model, now - self.granted_at, cold=self.cold)
-        self.instance.breaker.left(self)
+        self.instance.breakers.left(self, self.model)
         self._drain(now, self._still_worked_on(now))
         self._changed(self)
 

@@ -25,10 +25,10 @@ from itertools import islice
 from gateway.call import Candidate
 from gateway.config import LineConfig
 from gateway.instances.instance import Instance
-from gateway.instances.line import DemandView, Outlook, Waiter
+from gateway.instances.line import DemandView, Outlook, Tier, Waiter, Want, position
 from gateway.instances.memory import USUAL_LOAD, USUAL_SERVICE
 from gateway.instances.roster import Roster, each
-from gateway.instances.shares import Tier, Turn, Turns, Want, position
+from gateway.instances.shares import Turn, Turns
 from gateway.routing import home
 
 INFINITY = float("inf")
@@ -65,7 +65,7 @@ class Placement:
     # what the pool asks
 
     def arrives(self, waiter: Waiter, now: float) -> Candidate | None:
-        tier = waiter.want.tier(self._roster.fit)
+        tier = waiter.want.tier(self._roster)
         if tier and not waiter.caller.capped:
             if ready := self._ready(tier):
                 return tier.options[self._pick(ready, tier, waiter.ticket.conversation)]
@@ -168,7 +168,7 @@ class Placement:
         """The call whose turn it is of those for the models it holds."""
         best: Turn | None = None
         memory = instance.memory
-        held = [m for m in memory.residents if instance.takes(m)] if memory.tells else list(self._demands)
+        held = [m for m in memory.residents if instance.takes(m, now)] if memory.tells else list(self._demands)
         for model in (*held, *self._remote):
             if demand := self._demands.get(model):
                 best = self._head(demand, instance, now, demand.wants, best)
@@ -199,19 +199,25 @@ class Placement:
 
     def _places(self, demand: Demand) -> Iterator[tuple[Want, int]]:
         """The wants for a model that somebody fit could serve, each with the places that would use it."""
-        fit = self._roster.fit
         for want in demand.wants:
-            tier = want.tier(fit)
-            if tier and (places := tier.models.get(demand.model, 0) & fit):
+            tier = want.tier(self._roster)
+            if tier and (places := tier.models.get(demand.model, 0)):
                 yield want, places
+
+    def _everywhere(self, demand: Demand) -> int:
+        """All these places."""
+        places = 0
+        for _, some in self._places(demand):
+            places |= some
+        return places
 
     def _head(
         self, demand: Demand, instance: Instance, now: float, wants: Iterable[Want], best: Turn | None = None
     ) -> Turn | None:
         """Whose turn it is on `instance` of those of `wants` that would use the model there, and of `best`."""
-        fit, bit = self._roster.fit, 1 << instance.place
+        bit = 1 << instance.place
         for want in list(wants):
-            tier = want.tier(fit)
+            tier = want.tier(self._roster)
             if tier is None or not tier.models.get(demand.model, 0) & bit:
                 continue
             head = want.head(now)
@@ -228,7 +234,7 @@ class Placement:
         return turn.level, turns.start(turn.waiter.caller), turn.waiter.since
 
     def _candidate(self, waiter: Waiter, instance: Instance) -> Candidate:
-        tier = waiter.want.tier(self._roster.fit)
+        tier = waiter.want.tier(self._roster)
         assert tier is not None  # noqa: S101 - it was chosen from this tier in the same step
         return tier.options[instance.place]
 
@@ -346,7 +352,7 @@ class Placement:
             instance = demand.promised
             if instance is None:
                 continue
-            if not demand.waiting or instance.place < 0 or not self._roster.fit >> instance.place & 1:
+            if not demand.waiting or instance.place < 0 or not self._everywhere(demand) >> instance.place & 1:
                 self._settle(demand, None, now)
             if not demand.waiting:
                 self._drop(demand.model)
@@ -354,7 +360,7 @@ class Placement:
     # what can be said of it
 
     def outlook(self, waiter: Waiter, now: float) -> Outlook:
-        tier = waiter.want.tier(self._roster.fit)
+        tier = waiter.want.tier(self._roster)
         if tier is None:
             return Outlook(1, self.config.hold, lambda: "waiting for an instance to come back")
         model, places = self._likeliest(tier)
@@ -366,9 +372,7 @@ class Placement:
 
     def demands(self, now: float) -> Iterator[DemandView]:
         for demand in self._demands.values():
-            places = 0
-            for _, some in self._places(demand):
-                places |= some
+            places = self._everywhere(demand)
             homes = self._roster.homes(demand.model) & places
             oldest = max(0.0, now - min((want.oldest() for want in demand.wants), default=now))
             seconds, why, _ = self._forecast(demand.model, places, 1, oldest)
@@ -378,7 +382,7 @@ class Placement:
                 oldest=oldest,
                 loaded_on=tuple(one.name for one in self._roster.within(homes)),
                 promised_by=demand.promised.name if demand.promised else "",
-                work=demand.waiting * _service(demand.model, self._sample(homes or places & self._roster.fit)),
+                work=demand.waiting * _service(demand.model, self._sample(homes or places)),
                 seconds=seconds,
                 why=why(),
             )
@@ -391,14 +395,14 @@ class Placement:
     def _forecast(self, model: str, places: int, position: int, waited: float) -> tuple[float, Callable[[], str], bool]:
         """(seconds that the call at `position` may still wait, why in words, whether that rests on what was seen)."""
         homes = self._roster.homes(model) & places
-        some = self._sample(homes or places & self._roster.fit)
+        some = self._sample(homes or places)
         load = min((one.memory.load(model) for one in some), default=USUAL_LOAD)
         if homes:
             copies = homes.bit_count()
             slots = copies * sum(one.slots(model) for one in some) / len(some)
             seconds = position * _service(model, some) / slots
             sure = any(one.memory.knows(model) for one in some)
-            copy = load if places & ~homes & self._roster.fit else 0.0
+            copy = load if places & ~homes else 0.0
             return seconds, partial(_at_home, model, some, copies, copy, seconds), sure
         demand = self._demands.get(model)
         if demand and demand.promised:
@@ -424,7 +428,7 @@ class Placement:
                     self._remote.add(model)
             demand.wants[want] = None
             demand.waiting += 1
-            if demand.promised is None and (tier := want.tier(self._roster.fit)):
+            if demand.promised is None and (tier := want.tier(self._roster)):
                 if self._roster.homes(model) & tier.models.get(model, 0):
                     continue
                 self._wake_at(self._overdue(demand, want))

@@ -18,14 +18,14 @@ from typing import Protocol
 from gateway.call import Candidate
 from gateway.config import Config
 from gateway.errors import CapacityError, DeadlineUnreachable, LineFull, LineTimeout, NoInstance
-from gateway.instances.breaker import BreakerState
 from gateway.instances.instance import Clock, Instance, Lease, LeaseState, Timer
-from gateway.instances.line import DemandView, Line, Order, Outlook, Ticket, Waiter
+from gateway.instances.line import DemandView, Line, Order, Outlook, Ticket, Waiter, Wants
 from gateway.instances.memory import Contents
 from gateway.instances.placement import Placement
 from gateway.instances.roster import Roster
-from gateway.instances.shares import Caller, Callers, Wants
+from gateway.instances.shares import Caller, Callers
 
+INFINITY = float("inf")
 _RETRY_AFTER = (1.0, 30.0)  # seconds, the shortest and the longest we tell anyone
 
 MakeOrder = Callable[[Roster, Config], Order]
@@ -36,7 +36,8 @@ class Observer(Protocol):
 
     def health_changed(self, instance: str, healthy: bool, why: str) -> None: ...
 
-    def breaker_changed(self, instance: str, state: str, why: str) -> None: ...
+    def breaker_changed(self, instance: str, model: str, state: str, why: str) -> None:
+        """`model` is "" where it is the breaker of all the instance."""
 
 
 class Pool:
@@ -65,9 +66,7 @@ class Pool:
         self._instances: dict[str, Instance] = {}
         self._wants = Wants(self._roster)
         self._charges: dict[Lease, tuple[Waiter, float]] = {}  # who was charged how many seconds for it
-        self._absences: dict[str, Timer] = {}
-        self._told: dict[str, BreakerState] = {}
-        self._cooldowns: dict[str, Timer] = {}
+        self._due: dict[str, tuple[float, Timer]] = {}  # when an instance changes by itself
         self._alarm: Timer | None = None
         self._alarm_at = 0.0
         self._anew = False
@@ -116,7 +115,7 @@ class Pool:
 
     def close(self) -> None:
         """No timer is left. Calls must have ended before."""
-        timers = [*self._cooldowns.values(), *self._absences.values(), *([self._alarm] if self._alarm else ())]
+        timers = [*(timer for _, timer in self._due.values()), *([self._alarm] if self._alarm else ())]
         for timer in timers:
             timer.cancel()
 
@@ -139,8 +138,7 @@ class Pool:
             if self._instances.get(name) is not instance:
                 instance.removed = True
                 self._roster.remove(instance)
-                self._forget_breaker(name)
-                self._is_back(name)
+                self._look_again(name, INFINITY, now)
         for instance in self._instances.values():
             if instance.place < 0:
                 self._roster.add(instance, now)
@@ -222,9 +220,8 @@ class Pool:
         now, self._anew = self._clock.now(), False
         self.changes += 1
         for instance in self._instances.values():
-            self._follow_breaker(instance, now)
+            self._follow(instance, now)
             self._roster.update(instance, now)
-            self._follow_absence(instance, now)
         self._order.look(now)
         for instance in list(self._roster.within(self._roster.room)):
             self._fill(instance, now)
@@ -235,10 +232,10 @@ class Pool:
         """Something about `instance` changed: give its room to whoever waits for it."""
         if instance.place < 0:
             return  # it left the pool; another may have its name
-        now, fit = self._clock.now(), self._roster.fit
-        self._follow_breaker(instance, now)
+        now, version = self._clock.now(), self._roster.version
+        self._follow(instance, now)
         self._roster.update(instance, now)
-        if self._roster.fit != fit:
+        if self._roster.version != version:
             self.match()
         else:
             self._fill(instance, now)
@@ -266,10 +263,10 @@ class Pool:
         self._callers.begins(waiter.caller, seconds)
         self._leave(waiter)
         waiter.settle(lease)
-        fit = self._roster.fit
-        self._follow_breaker(instance, now)
+        version = self._roster.version
+        self._follow(instance, now)
         self._roster.update(instance, now)
-        self._anew |= self._roster.fit != fit  # it was the trial: others have to go elsewhere
+        self._anew |= self._roster.version != version  # it was the trial: others have to go elsewhere
 
     def _changed(self, lease: Lease) -> None:
         charge = self._charges.pop(lease, None) if lease.state is not LeaseState.HELD else None
@@ -317,7 +314,7 @@ class Pool:
 
     def _no_place(self, waiter: Waiter, patience: float, now: float) -> CapacityError | None:
         """Why this arrival, which cannot go at once, cannot wait either."""
-        if waiter.want.tier(self._roster.fit) is None and not self._may_return(waiter, now):
+        if waiter.want.tier(self._roster) is None and not self._may_return(waiter, now):
             return self._nobody(waiter, now)
         problem = self._line.overfull(waiter, self._config.line, self._slots)
         if problem and waiter.since >= now:  # one that was in line before keeps its place there
@@ -344,7 +341,7 @@ class Pool:
 
     def _dismiss(self, now: float) -> None:
         """End the wait of those that nobody fit, or about to be, could serve."""
-        hopeless = {want for want in {w.want for w in self._line} if want.tier(self._roster.fit) is None}
+        hopeless = {want for want in {w.want for w in self._line} if want.tier(self._roster) is None}
         for waiter in [w for w in self._line if w.want in hopeless and not self._may_return(w, now)]:
             self._refuse(waiter, self._nobody(waiter, now))
 
@@ -362,56 +359,30 @@ class Pool:
             message += f": away for more than {self._config.line.hold:g} s (line.hold)"
         return NoInstance(message, retry_after=_clamp(min(ends, default=self._config.health.interval)))
 
-    def _follow_breaker(self, instance: Instance, now: float) -> None:
-        """Tell of a breaker that changed, and have its cool-down end on time."""
-        name, state = instance.name, instance.breaker.state_at(now)
-        if state is BreakerState.CLOSED and name not in self._told:
+    def _follow(self, instance: Instance, now: float) -> None:
+        """Tell what changed in what is known of it, and look again when that next changes by itself."""
+        if instance.calm and instance.name not in self._due:
             return
-        if state is not self._told.get(name, BreakerState.CLOSED):
-            if state is BreakerState.CLOSED:
-                self._forget_breaker(name)
-            else:
-                self._told[name] = state
-            self._observer.breaker_changed(name, str(state), _WHY.get(state, instance.breaker.why))
-        if state is BreakerState.OPEN and name not in self._cooldowns and instance.breaker.until is not None:
-            self._cooldowns[name] = self._clock.later(instance.breaker.until - now, lambda: self._cooled_down(name))
+        for model, state, why in instance.breakers.news(now):
+            self._observer.breaker_changed(instance.name, model, str(state), why)
+        self._look_again(instance.name, instance.settle(now), now)
 
-    def _cooled_down(self, name: str) -> None:
-        del self._cooldowns[name]
-        self.match()  # a timer that fired a moment early is set again for the rest
+    def _look_again(self, name: str, when: float, now: float) -> None:
+        """At loop time `when`, INFINITY for never: a cool-down or a pause has passed, a slow start goes on, or those
+        who wait for it are to be told that it has been away for too long.
+        """
+        known = self._due.get(name)
+        if known and known[0] == when:
+            return
+        if known:
+            known[1].cancel()
+            del self._due[name]
+        if when < INFINITY:
+            self._due[name] = when, self._clock.later(when - now, lambda: self._is_due(name))
 
-    def _forget_breaker(self, name: str) -> None:
-        self._told.pop(name, None)
-        if timer := self._cooldowns.pop(name, None):
-            timer.cancel()
-
-    def _follow_absence(self, instance: Instance, now: float) -> None:
-        """Note since when it takes no calls, and have those who wait for it told when that has been too long."""
-        name = instance.name
-        if not instance.away:
-            instance.away_since = None
-            self._is_back(name)
-        elif instance.away_since is None:
-            instance.away_since = now
-            if instance.hold:
-                self._absences[name] = self._clock.later(instance.hold, lambda: self._is_gone(name))
-
-    def _is_gone(self, name: str) -> None:
-        del self._absences[name]
-        now, instance = self._clock.now(), self._instances[name]
-        if instance.awaited(now):  # a timer may fire a moment early
-            self._absences[name] = self._clock.later(instance.hold, lambda: self._is_gone(name))
-        self._dismiss(now)
-
-    def _is_back(self, name: str) -> None:
-        if timer := self._absences.pop(name, None):
-            timer.cancel()
-
-
-_WHY = {
-    BreakerState.CLOSED: "its trial call was answered",
-    BreakerState.HALF_OPEN: "its cool-down has passed: one call may try it",
-}
+    def _is_due(self, name: str) -> None:
+        del self._due[name]
+        self._turn(self._instances[name])  # where the timer was a moment early, it is set again for the rest
 
 
 def _clamp(seconds: float) -> float:

@@ -1,7 +1,11 @@
 """The instances as bits of whole numbers, so that a question about a thousand of them is one step, not a thousand.
 
-An instance has one bit while it is in the pool. `fit`, `room`, `homes` and `ready` are sets of instances in this form,
-brought up to date by `update`, the one place that writes them; they say nothing that an `Instance` would not say.
+An instance has one bit while it is in the pool. `fit`, `able`, `room`, `homes` and `ready` are sets of instances in
+this form, brought up to date by `update`, the one place that writes them; they say nothing that an `Instance` would
+not say.
+
+Who may be asked for what changes rarely, and each time `version` goes up: what is derived from it can be kept until
+then (`Want.tier`). Of those that may be asked, `homes` and `ready` tell who is right for a call now.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from gateway.instances.instance import Instance
+from gateway.instances.instance import OUT, Instance, Standing
 
 T = TypeVar("T")
 
@@ -26,12 +30,19 @@ def each(mask: int) -> Iterator[int]:
 
 
 class Roster:
-    """All instances of the pool. `fit` could take calls at all, `room` can take one more now."""
+    """All instances of the pool. `fit` could take calls as usual, `able` at least one as a last resort; `room`, of
+    these, can take one more now.
+    """
 
     def __init__(self) -> None:
+        self.version = 0
         self.fit = 0
+        self.able = 0
         self.room = 0
-        self._mute = 0  # fit, and holding whatever is asked for, as they tell nothing
+        self._mute = 0  # able, and holding whatever is asked for, as they tell nothing
+        self._cooling: dict[str, int] = {}  # model -> where it is only a last resort
+        self._barred: dict[str, int] = {}  # model -> where it is not even that
+        self._standings: dict[int, Standing] = {}  # place -> as last noted
         self._at: list[Instance | None] = []
         self._free: list[int] = []
         self._places: dict[str, int] = {}
@@ -55,6 +66,7 @@ class Roster:
     def remove(self, instance: Instance) -> None:
         place = self._places.pop(instance.name)
         self._strike(place)
+        self._stand(place, self._standings.pop(place, OUT), OUT)
         self._at[place] = None
         self._free.append(place)
         instance.place = -1
@@ -73,9 +85,17 @@ class Roster:
         """The instances of a mask, or at these places."""
         return (self.at(place) for place in (each(places) if isinstance(places, int) else places))
 
+    def sound(self, model: str) -> int:
+        """Those that take calls for `model` as usual."""
+        return self.fit & ~self._cooling.get(model, 0)
+
+    def last_resort(self, model: str) -> int:
+        """Those, and where there are none, of which one call for it may be asked all the same."""
+        return self.able & ~self._barred.get(model, 0)
+
     def homes(self, model: str) -> int:
-        """The fit instances that hold `model`, or are about to."""
-        return self.fit if model.endswith("@cloud") else self._homes.get(model, 0) | self._mute
+        """Those able that hold `model`, or are about to."""
+        return self.able if model.endswith("@cloud") else self._homes.get(model, 0) | self._mute
 
     def lost(self, model: str) -> float:
         """Loop time when the last instance that held `model` lost it; 0.0 where none did."""
@@ -99,16 +119,19 @@ class Roster:
         if place < 0:
             return
         held = self._strike(place)
-        if instance.fit(now):
-            self._enter(instance, place)
+        standing, noted = instance.standing(now), self._standings.get(place, OUT)
+        if standing is not noted and standing != noted:
+            self._stand(place, noted, standing)
+            self._standings[place] = standing
+        if standing.able:
+            self._enter(instance, place, now)
         for model in held:
             if model not in self._homes:
                 self._miss(model, now)
 
-    def _enter(self, instance: Instance, place: int) -> None:
+    def _enter(self, instance: Instance, place: int, now: float) -> None:
         bit = 1 << place
-        room = instance.in_use < instance.limit
-        self.fit |= bit
+        room = instance.in_use < instance.allowed(now)
         load, memory = instance.load, instance.memory
         if room:
             self.room |= bit
@@ -117,9 +140,24 @@ class Roster:
             self._mute |= bit
         for model in memory.residents:
             self._homes[model] |= bit
-            if room and instance.takes(model):
+            if room and instance.takes(model, now):
                 self._ready[model] |= bit
         self._noted[place] = load, tuple(memory.residents)
+
+    def _stand(self, place: int, before: Standing, after: Standing) -> None:
+        """Note what may be asked of it from now on."""
+        self.version += 1
+        bit, others = 1 << place, ~(1 << place)
+        self.fit = self.fit | bit if after.fit else self.fit & others
+        self.able = self.able | bit if after.able else self.able & others
+        for masks, gone, come in (
+            (self._cooling, before.cooling, after.cooling),
+            (self._barred, before.barred, after.barred),
+        ):
+            for model in gone:
+                _take_out(masks, model, others)
+            for model in come:
+                masks[model] = masks.get(model, 0) | bit
 
     def _strike(self, place: int) -> tuple[str, ...]:
         """Take it out of everything; the models it was noted to hold."""
@@ -127,7 +165,6 @@ class Roster:
         if noted is None:
             return ()
         others = ~(1 << place)
-        self.fit &= others
         self.room &= others
         self._mute &= others
         load, models = noted

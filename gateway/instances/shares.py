@@ -5,27 +5,22 @@ one for its next call, so that none starves and each keeps its meaning. *Callers
 weight. The deficit is kept as virtual time (`Turns`), because an instance takes only the part of the line whose models
 it holds, and a round over part of the line is no round. *Calls* of one caller: the earlier first.
 
-A `Want` is all waiting calls that may go to the same places, and callers take turns within it; where an instance could
-take calls of several wants, they take turns there, too. Nobody's turns in one place depend on those it had in another,
-but for what it has running when it comes. So a flood delays a newcomer by what runs, and no more.
+Callers take turns within each `Want`, which is all waiting calls that may go to the same places (`line`); where an
+instance could take calls of several wants, they take turns there, too. Nobody's turns in one place depend on those it
+had in another, but for what it has running when it comes. So a flood delays a newcomer by what runs, and no more.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
-
-from gateway.call import Candidate, Priority, model_key
-from gateway.config import LineConfig
-from gateway.instances.roster import Roster
 
 if TYPE_CHECKING:
     from gateway.instances.line import Waiter
 
-MAX_WANTS = 512
 MAX_STARTS = 1024  # callers a place may remember before it forgets those that are not ahead
 MAX_LAG = 60.0  # seconds of service by weight
 
@@ -241,127 +236,6 @@ class Turn(NamedTuple):
     waiter: Waiter
 
 
-def position(waiter: Waiter, wants: Collection[Want]) -> int:
-    """How many calls are to go before `waiter`, it included, if all go on as it looks and take equally long: those of
-    higher classes, of its own caller those that came before, of every other as many as its weight gives it until then.
-    """
-    own, weight = waiter.caller, waiter.caller.weight
-    before = sum(want.before(waiter) for want in wants)
-    ahead = sum(want.above(waiter.priority) for want in wants) + before + 1
-    for caller, waiting in _waiting(wants, waiter.priority):
-        if caller is not own:
-            turns = 1 + (before if caller.weight == weight else int(before * caller.weight / weight))
-            ahead += min(waiting, turns)
-    return ahead
-
-
-def _waiting(wants: Collection[Want], priority: int) -> Iterable[tuple[Caller, int]]:
-    """How many calls of one class each caller has in all of them."""
-    if len(wants) == 1:
-        return next(iter(wants)).callers(priority)
-    found: Counter[Caller] = Counter()
-    for want in wants:
-        for caller, calls in want.callers(priority):
-            found[caller] += calls
-    return found.items()
-
-
-class Tier(NamedTuple):
-    """Candidates that are as good as each other, by the place of their instance in the roster."""
-
-    mask: int
-    options: Mapping[int, Candidate]
-    models: Mapping[str, int]  # model -> the places that would use it
-    ranks: Sequence[int]  # the places of each rank, the best rank first
-
-
-class Want:
-    """All waiting calls with the same candidates."""
-
-    __slots__ = ("_levels", "ageing", "candidates", "count", "models", "tiers")
-
-    def __init__(self, candidates: tuple[Candidate, ...], place: Callable[[str], int | None], ageing: float) -> None:
-        self.candidates = candidates
-        self.count = 0
-        self.models = tuple(dict.fromkeys(model_key(one.model) for one in candidates))
-        self.replace(place, ageing)
-        self._levels = tuple(Level() for _ in Priority)
-
-    def replace(self, place: Callable[[str], int | None], ageing: float) -> None:
-        """The instances stand elsewhere, or other settings hold."""
-        self.ageing = ageing
-        self.tiers = _tiers(self.candidates, place)
-
-    def tier(self, fit: int) -> Tier | None:
-        """The first tier with a fit instance: a later one is for what is unhealthy, never for what is busy."""
-        return next((tier for tier in self.tiers if tier.mask & fit), None)
-
-    def join(self, waiter: Waiter) -> None:
-        self.count += 1
-        self._levels[waiter.priority].add(waiter)
-
-    def leave(self, waiter: Waiter) -> None:
-        """It was granted, refused, or went away."""
-        self.count -= 1
-        self._levels[waiter.priority].discard(waiter)
-
-    def granted(self, waiter: Waiter, seconds: float, now: float) -> None:
-        """It has its turn, which will usually take `seconds`."""
-        self._levels[waiter.priority].taken(waiter.caller, seconds, now)
-
-    def ended(self, waiter: Waiter, seconds: float) -> None:
-        """Its turn took so much longer than it was to; less than 0 where it was shorter."""
-        self._levels[waiter.priority].correct(waiter.caller, seconds)
-
-    def head(self, now: float) -> Turn | None:
-        """Whose turn it is of those that wait here."""
-        best: Turn | None = None
-        for priority, level in enumerate(self._levels):
-            if not level:
-                continue
-            counts_as = self._class(priority, level, now)
-            if best is not None and counts_as > best.level:
-                continue
-            if (head := level.head()) is not None:  # of two that count alike the lower: it has waited for it
-                best = Turn(counts_as, head)
-        return best
-
-    def due(self) -> float:
-        """When the most pressing of them came; an interactive one counts as `ageing` earlier, a batch one as later."""
-        return min(level.oldest + (p - Priority.NORMAL) * self.ageing for p, level in enumerate(self._levels))
-
-    def oldest(self) -> float:
-        """When the first of them came."""
-        return min(level.oldest for level in self._levels)
-
-    def waiting(self) -> Iterator[Waiter]:
-        for level in self._levels:
-            yield from level
-
-    def callers(self, priority: int) -> Iterable[tuple[Caller, int]]:
-        """The callers of one class, and how many calls each has."""
-        callers = self._levels[priority].callers
-        return zip(callers, map(len, callers.values()), strict=True)
-
-    def above(self, priority: int) -> int:
-        """How many calls of higher classes wait."""
-        return sum(map(len, self._levels[:priority]))
-
-    def before(self, waiter: Waiter) -> int:
-        """How many calls of its caller and class are to go before `waiter`."""
-        calls = self._levels[waiter.priority].callers.get(waiter.caller)
-        if not calls:
-            return 0
-        last = next(reversed(calls))
-        if last is waiter or last.since < waiter.since:  # it has just come: no need to count
-            return len(calls) - (last is waiter)
-        return next((n for n, one in enumerate(calls) if one is waiter or one.since > waiter.since), len(calls))
-
-    def _class(self, priority: int, level: Level, now: float) -> int:
-        """What a class counts as: one better for each `ageing` it has waited for a turn."""
-        return priority and max(0, priority - int((now - max(level.oldest, level.turn_at)) / self.ageing))
-
-
 def _insert(waiter: Waiter, calls: OrderedDict[Waiter, None]) -> None:
     """Put it where it belongs by when it came: at the end, or before all, but for one that was in line already."""
     last = next(reversed(calls), waiter)
@@ -372,57 +246,3 @@ def _insert(waiter: Waiter, calls: OrderedDict[Waiter, None]) -> None:
     elif waiter.since < last.since:
         for later in [one for one in calls if one.since > waiter.since]:
             calls.move_to_end(later)
-
-
-class Wants:
-    """The wants there are: one for each set of candidates, whoever asks with it. Keeps the `MAX_WANTS` last used."""
-
-    def __init__(self, roster: Roster) -> None:
-        self._roster = roster
-        self._ageing = 0.0
-        self._by_content: OrderedDict[tuple[object, ...], Want] = OrderedDict()
-        self._by_identity: OrderedDict[int, tuple[tuple[Candidate, ...], Want]] = OrderedDict()
-
-    def of(self, candidates: tuple[Candidate, ...]) -> Want:
-        """The want of these candidates; at once where this very tuple was seen before."""
-        seen = self._by_identity.get(id(candidates))
-        if seen is not None:  # the tuple is kept, so its id is nobody else's
-            self._by_identity.move_to_end(id(candidates))
-            return seen[1]
-        content = tuple((one.instance, model_key(one.model), one.tier, one.rank) for one in candidates)
-        want = self._by_content.get(content)
-        if want is None:
-            want = self._by_content[content] = Want(candidates, self._roster.place, self._ageing)
-        self._by_content.move_to_end(content)
-        self._by_identity[id(candidates)] = candidates, want
-        for kept in (self._by_content, self._by_identity):
-            if len(kept) > MAX_WANTS:
-                kept.popitem(last=False)
-        return want
-
-    def replace(self, waited_for: Iterable[Want], config: LineConfig) -> None:
-        """Instances came or went, or other settings hold."""
-        self._ageing = config.ageing
-        self._by_content.clear()
-        self._by_identity.clear()
-        for want in waited_for:
-            want.replace(self._roster.place, config.ageing)
-
-
-def _tiers(candidates: Sequence[Candidate], place: Callable[[str], int | None]) -> tuple[Tier, ...]:
-    """The tiers, best first, of those candidates whose instance is in the pool."""
-    found: dict[int, tuple[dict[int, Candidate], dict[str, int], dict[int, int]]] = {}
-    for one in candidates:
-        at = place(one.instance)
-        options, models, ranks = found.setdefault(one.tier, ({}, {}, {}))
-        if at is None or at in options:
-            continue
-        model = model_key(one.model)
-        options[at] = one
-        models[model] = models.get(model, 0) | 1 << at
-        ranks[one.rank] = ranks.get(one.rank, 0) | 1 << at
-    return tuple(
-        Tier(sum(models.values()), options, models, [ranks[rank] for rank in sorted(ranks)])
-        for _, (options, models, ranks) in sorted(found.items())
-        if options
-    )

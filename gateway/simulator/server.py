@@ -155,7 +155,8 @@ class Simulator:
 
     def _bind(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        door = socket.socket(family, socket.SOCK_STREAM)
+        # The protocol is named: else asyncio leaves Nagle's algorithm on, and a frame waits for the last one's ACK.
+        door = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             door.bind((self.host, self.port))

@@ -10,6 +10,7 @@ must be able to close the socket without waiting for it.
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from collections.abc import Callable
 from typing import cast
@@ -182,6 +183,7 @@ class Connection(asyncio.Protocol):
         "_gone",
         "_name",
         "_transport",
+        "_unread",
         "_unsent",
         "_waiter",
         "answer",
@@ -205,10 +207,13 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._full = False  # the transport wants no more for now
         self._unsent = False  # part of a request body was never handed over
+        self._unread = select.poll()  # the socket, where it has something that the loop did not bring us yet
 
     @property
     def usable(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing()
+        """Whether it can carry another exchange. What waits to be read now, its end or bytes, belongs to none."""
+        transport = self._transport
+        return transport is not None and not transport.is_closing() and not self._unread.poll(0)
 
     async def send(self, answer: Answer, head: bytes, body: bytes) -> None:
         """Hand over a request, no faster than the instance takes it; `answer` gets what comes back.
@@ -310,6 +315,7 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         sock = transport.get_extra_info("socket")
+        self._unread.register(sock.fileno(), select.POLLIN)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 

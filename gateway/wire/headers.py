@@ -7,6 +7,7 @@ client's headers an instance sees its user agent and its trace; of an instance's
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from urllib.parse import quote
 
 Headers = list[tuple[bytes, bytes]]
@@ -51,6 +52,12 @@ def response_headers(stream_type: bytes = b"", *, whole: bytes = b"application/j
         (b"cache-control", b"no-cache, no-transform"),
         (b"x-accel-buffering", b"no"),
     ]
+
+
+def retry_after(headers: Iterable[tuple[bytes, bytes]]) -> float | None:
+    """The seconds that an instance asks to be left alone for, a day at most; None where it gives no plain number."""
+    value = next((value for name, value in headers if name == b"retry-after"), b"")
+    return min(float(value), 86400.0) if value.isdigit() else None
 
 
 def sane_request_id(value: bytes | str) -> str | None:

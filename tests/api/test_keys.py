@@ -13,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.api.keys import MAX_KEY, MAX_TRIED, PLACES, Keys, brought, caller
-from gateway.config import AuthConfig
+from gateway.config import AuthConfig, ServerConfig
 from gateway.errors import Unauthenticated
 
 ALICE, BOB = b"alice-key-0001", b"bob-key-0002"
 LONG = b"l" * MAX_KEY
 Headers = list[tuple[bytes, bytes]]
+
+SERVER = ServerConfig()
 
 
 def keys(open_lists: bool = False) -> Keys:
@@ -161,19 +163,19 @@ def scope(address: str | None, owner: str = "") -> dict[str, Any]:
 
 
 def test_whose_share_of_the_line_a_call_takes_is_the_keys_owners_wherever_it_comes_from() -> None:
-    assert caller(scope("10.0.0.1", "amy")) == caller(scope("10.0.0.2", "amy")) == "amy"
+    assert caller(scope("10.0.0.1", "amy"), SERVER) == caller(scope("10.0.0.2", "amy"), SERVER) == "amy"
 
 
 def test_without_a_key_it_is_the_addresss_whatever_its_port_and_of_ipv6_the_networks() -> None:
-    assert caller(scope("10.0.0.1")) == caller(scope("::ffff:10.0.0.1"))
-    assert caller(scope("2001:db8::1")) == caller(scope("2001:db8::ffff:2"))
-    assert len({caller(scope(one)) for one in ("10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8:0:1::1")}) == 4
+    assert caller(scope("10.0.0.1"), SERVER) == caller(scope("::ffff:10.0.0.1"), SERVER)
+    assert caller(scope("2001:db8::1"), SERVER) == caller(scope("2001:db8::ffff:2"), SERVER)
+    assert len({caller(scope(one), SERVER) for one in ("10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8:0:1::1")}) == 4
 
 
 @given(address=st.text(max_size=50))
 def test_any_address_has_one_of_a_fixed_number_of_places_that_no_owner_can_have(address: str) -> None:
-    name = caller(scope(address))
+    name = caller(scope(address), SERVER)
 
     assert name[0] == "@"
     assert 0 <= int(name[1:]) < PLACES
-    assert caller(scope(None))[0] == "@"
+    assert caller(scope(None), SERVER)[0] == "@"

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.call import Candidate
 from gateway.config import Config
-from gateway.errors import ConnectionLost
+from gateway.errors import ConnectFailed, ConnectionLost, UpstreamError
 from gateway.instances import Contents, Lease, Pool, Ticket
 
 Task = asyncio.Task[Lease]
@@ -63,8 +63,8 @@ class Heard:
     def health_changed(self, instance: str, healthy: bool, why: str) -> None:
         self.of.append((instance, "healthy" if healthy else "down", why))
 
-    def breaker_changed(self, instance: str, state: str, why: str) -> None:
-        self.of.append((instance, state, why))
+    def breaker_changed(self, instance: str, model: str, state: str, why: str) -> None:
+        self.of.append((f"{instance} {model}".strip(), state, why))
 
 
 def a_config(
@@ -73,9 +73,10 @@ def a_config(
     drain: str = "",
     per_model: int | None = None,
     line: dict[str, Any] | None = None,
+    breaker: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Config:
-    """Nobody waits for what is away, unless `line` says so."""
+    """Nobody waits for what is away, unless `line` says so, and nothing starts slowly unless `breaker` does."""
     instances = [
         {
             "name": name,
@@ -86,9 +87,14 @@ def a_config(
         }
         for name in names
     ]
-    breaker = {"failures": 2, "connects": 2, "cooldown": 10.0}
+    usual = {"failures": 2, "connects": 2, "cooldown": 10.0, "slow_start": 0.0}
     return Config.model_validate(
-        {"instances": instances, "breaker": breaker, "line": {"hold": 0} | (line or {}), **settings}
+        {
+            "instances": instances,
+            "breaker": usual | (breaker or {}),
+            "line": {"hold": 0} | (line or {}),
+            **settings,
+        }
     )
 
 
@@ -135,11 +141,18 @@ class Desk:
     def holds(self, name: str) -> set[str]:
         return {model.partition(":")[0] for model in self.pool.instances[name].memory.residents}
 
-    async def fail(self, name: str, times: int = 2) -> None:
+    async def fail(self, name: str, times: int = 2, error: UpstreamError | None = None, model: str = "m") -> None:
         for _ in range(times):
-            with await self.lease(name) as lease:
+            with await self.lease(name, model=model) as lease:
                 lease.sent()
-                lease.failed(ConnectionLost(name, "reset"))
+                lease.failed(error or ConnectionLost(name, "reset"))
+
+    async def refuse(self, name: str) -> None:
+        """Nobody listens there, which two calls find out."""
+        await self.fail(name, error=ConnectFailed(name, "refused"))
+
+    def state(self, name: str) -> str:
+        return self.pool.instances[name].state(self.clock.now())
 
     def counts(self, name: str) -> tuple[int, int]:
         instance = self.pool.instances[name]

@@ -9,9 +9,9 @@ import pytest
 from gateway.call import Candidate
 from gateway.config import LineConfig
 from gateway.errors import LineTimeout
-from gateway.instances.line import Line, Outlook, Ticket, Waiter
+from gateway.instances.line import Line, Outlook, Ticket, Waiter, Wants
 from gateway.instances.roster import Roster
-from gateway.instances.shares import Caller, Wants
+from gateway.instances.shares import Caller
 
 
 def waiter(*, size: int = 1, since: float = 0.0, caller: Caller | None = None) -> Waiter:

@@ -353,7 +353,7 @@ async def test_it_is_told_when_the_instance_has_been_away_for_too_long() -> None
 
 async def test_it_waits_for_a_breaker_to_close_and_is_the_trial_itself_where_it_can() -> None:
     desk = Desk("alpha", line={"hold": 60.0})
-    await desk.fail("alpha")
+    await desk.refuse("alpha")
     caller = await desk.waiting("alpha")
     desk.clock.advance(10.0)
     trial = await result(caller)

@@ -18,7 +18,6 @@ from gateway.errors import (
     LineTimeout,
     NoInstance,
     Refused,
-    StreamBroken,
 )
 from gateway.instances import LeaseState, Pool, Ticket
 from tests.instances.pools import Desk, Heard, a_config, chain, granted_without_suspending, result, turns
@@ -356,116 +355,6 @@ async def test_a_call_we_gave_up_waiting_for_drains(error: FirstTokenTimeout | C
         lease.sent()
         lease.failed(error)
     assert desk.counts("alpha") == (0, 1)
-
-
-# Breaker and health
-
-
-async def test_failures_in_a_row_take_an_instance_out_and_one_trial_brings_it_back() -> None:
-    desk = Desk("alpha", limit=2)
-    await desk.fail("alpha")
-    with pytest.raises(NoInstance, match=r"\(alpha is open\)") as told:
-        await desk.lease("alpha")
-    assert told.value.retry_after == 10.0
-    desk.clock.advance(10.0)
-    trial = await desk.lease("alpha")
-    with pytest.raises(NoInstance, match=r"\(alpha is half_open\)"):
-        await desk.lease("alpha")
-    trial.sent()
-    trial.answered()
-    await desk.lease("alpha")
-    assert desk.heard.of == [
-        ("alpha", "open", "2 failed calls in a row, the last: upstream_reset"),
-        ("alpha", "half_open", "its cool-down has passed: one call may try it"),
-        ("alpha", "closed", "its trial call was answered"),
-    ]
-    assert desk.clock.pending() == []
-
-
-async def test_the_end_of_a_cooldown_serves_those_who_wait() -> None:
-    desk = Desk("alpha", "beta")
-    await desk.fail("alpha")
-    await desk.lease("beta")
-    caller = await desk.waiting("alpha", "beta")
-    desk.clock.advance(10.0)
-    assert (await result(caller)).instance.name == "alpha"
-
-
-async def test_a_cooldown_timer_that_fires_early_is_set_again() -> None:
-    desk = Desk("alpha")
-    await desk.fail("alpha")
-    [timer] = desk.clock.pending()
-    desk.clock.timers.remove(timer)
-    desk.clock.seconds += 9.999
-    timer.callback()
-    assert desk.pool.instances["alpha"].state(desk.clock.now()) == "open"
-    desk.clock.advance(0.01)
-    assert desk.heard.of[-1][1] == "half_open"
-
-
-async def test_a_trial_whose_client_leaves_gives_its_turn_back() -> None:
-    desk = Desk("alpha", limit=2)
-    await desk.fail("alpha")
-    desk.clock.advance(10.0)
-    trial = await desk.lease("alpha")
-    trial.sent()
-    trial.release()
-    assert desk.counts("alpha") == (0, 1)
-    (await desk.lease("alpha")).release()
-
-
-async def test_busy_and_the_clients_own_mistakes_do_not_count() -> None:
-    desk = Desk("alpha")
-    for error in (Refused("alpha", 503, "server busy"), Refused("alpha", 429, "slow down"), Refused("alpha", 400, "")):
-        for _ in range(5):
-            with await desk.lease("alpha") as lease:
-                lease.failed(error)
-    assert desk.heard.of == []
-
-
-async def test_an_answer_that_breaks_off_is_a_failure_and_not_a_success() -> None:
-    desk = Desk("alpha")
-    for _ in range(2):
-        with await desk.lease("alpha") as lease:
-            lease.sent()
-            lease.answered()
-            lease.failed(StreamBroken("alpha", "it ended without its end marker"))
-    assert [told[1] for told in desk.heard.of] == ["open"]
-
-
-async def test_one_call_counts_once() -> None:
-    desk = Desk("alpha")
-    with await desk.lease("alpha") as lease:
-        for _ in range(5):
-            lease.failed(ConnectionLost("alpha", "reset"))
-    lease.failed(ConnectionLost("alpha", "reset"))
-    assert desk.heard.of == []
-
-
-async def test_probes_take_an_instance_out_and_bring_it_back_without_touching_its_breaker() -> None:
-    desk = Desk("alpha", health={"fall": 2, "rise": 1})
-    await desk.fail("alpha")
-    alpha = desk.pool.instances["alpha"]
-    assert alpha.problem == "2 failed calls in a row, the last: upstream_reset"
-    for ok in (True, False, False):
-        desk.pool.observe("alpha", ok, "" if ok else "no answer")
-    assert (alpha.state(desk.clock.now()), alpha.problem) == ("down", "no answer")
-    desk.pool.observe("alpha", ok=True, problem="")
-    assert alpha.state(desk.clock.now()) == "open"
-    assert [told for told in desk.heard.of if told[1] in ("healthy", "down")] == [
-        ("alpha", "healthy", ""),
-        ("alpha", "down", "no answer"),
-        ("alpha", "healthy", ""),
-    ]
-
-
-def test_an_instance_nobody_has_probed_takes_calls() -> None:
-    desk = Desk("alpha")
-    alpha = desk.pool.instances["alpha"]
-    assert (alpha.state(0.0), alpha.healthy, alpha.fit(0.0), alpha.available(0.0)) == ("unknown", True, True, True)
-    desk.pool.observe("alpha", ok=True, problem="")
-    desk.pool.observe("nobody", ok=False, problem="gone")
-    assert alpha.state(0.0) == "healthy"
 
 
 # A new configuration

@@ -38,18 +38,23 @@ from gateway.errors import (
     UpstreamError,
 )
 from gateway.instances import Contents, Instance, Lease, LeaseState, Placement, Pool, Roster, Ticket, Waiter
+from gateway.instances.breaker import Breaker
 
 Settings = dict[str, int]
 NAMES = ("alpha", "beta", "gamma")
 MODELS = ("m:latest", "n:latest")
 CALLERS = ("amy", "bob")
 CAP = 3  # calls of one caller at once
+SLOW_START = 6.0
 ERRORS: tuple[Callable[[str], UpstreamError], ...] = (
     lambda name: ConnectFailed(name, "refused"),
     lambda name: ConnectionLost(name, "reset"),
     lambda name: FirstTokenTimeout(name, "silent"),
     lambda name: Refused(name, 503, "server busy"),
+    lambda name: Refused(name, 429, "slow down", retry_after=2.0),
     lambda name: Refused(name, 500, "it broke"),
+    lambda name: Refused(name, 500, "CUDA error: out of memory"),
+    lambda name: Refused(name, 500, "model runner has unexpectedly stopped"),
     lambda _: CallTimeout(1.0),
 )
 
@@ -96,21 +101,29 @@ class Watched(Placement):
         """The model it would use on each instance that could serve it now, full or not; told apart from what the
         order itself computes.
         """
-        tiers: dict[int, dict[str, str]] = {}
-        for c in waiter.ticket.candidates:
-            instance = self.instances().get(c.instance)
-            if instance and instance.state(self.now()) in ("unknown", "healthy", "half_open") and self.fit(instance):
-                tiers.setdefault(c.tier, {})[c.instance] = f"{c.model}:latest"
-        return tiers[min(tiers)] if tiers else {}
+        for last_resort in (False, True):
+            tiers: dict[int, dict[str, str]] = {}
+            for c in waiter.ticket.candidates:
+                instance, model = self.instances().get(c.instance), f"{c.model}:latest"
+                if instance and self.fit(instance, model, last_resort=last_resort):
+                    tiers.setdefault(c.tier, {})[c.instance] = model
+            if tiers:
+                return tiers[min(tiers)]
+        return {}
 
-    def fit(self, instance: Instance) -> bool:
-        return instance.breaker.until is None or instance.breaker._trial is None
+    def fit(self, instance: Instance, model: str, *, last_resort: bool) -> bool:
+        if instance.state(self.now()) in ("down", "drained"):
+            return False
+        breakers = [one for one in (instance.breaker, instance.breakers.models.get(model)) if one and one.until]
+        if any(one._trial is not None for one in breakers):
+            return False
+        return all(self.now() >= (one.until or 0.0) or (last_resort and not one.hard) for one in breakers)
 
     def room(self, name: str, model: str) -> bool:
         """Whether it could take a call for a model that it holds."""
         instance = self.instances()[name]
-        free = instance.held + instance.draining < instance.limit
-        return free and (not instance.memory.tells or instance.takes(model))
+        free = instance.held + instance.draining < instance.allowed(self.now())
+        return free and (not instance.memory.tells or instance.takes(model, self.now()))
 
     def arrives(self, waiter: Waiter, now: float) -> Candidate | None:
         candidate = super().arrives(waiter, now)
@@ -130,7 +143,10 @@ class Watched(Placement):
         if not self.jumped():  # else a cool-down may have ended, and its timer not run
             assert self.wanted(waiter)[candidate.instance] == model
         instance = self.instances()[candidate.instance]
-        assert instance.held + instance.draining < instance.limit, "granted beyond the limit"
+        running = instance.held + instance.draining
+        assert running < instance.limit, "granted beyond the limit"
+        assert running < ramp(instance.breaker, instance.limit, self.now()), "granted beyond its slow start"
+        assert not instance.breakers.saturated(self.now()) or running < instance.breakers._most, "granted though busy"
         assert instance.memory.running(model) < instance.slots(model), "granted beyond the model's slots"
         assert model not in instance.gives_up, "granted what is being given up"
         assert waiter.wants
@@ -145,16 +161,30 @@ class Watched(Placement):
         return [waiter for want in wants for waiter in want.waiting()]
 
 
-class Silent:
+def ramp(breaker: Breaker, limit: int, now: float) -> float:
+    """What a slow start allows, in its own words: one call, and the rest evenly over its time."""
+    return limit if breaker.since is None else 1 + 1e-5 + (limit - 1) * (now - breaker.since) / SLOW_START
+
+
+class Told:
+    """What it was told last of each breaker, by the instance that had the name then."""
+
+    def __init__(self, instances: Callable[[], dict[str, Instance]]) -> None:
+        self.of: dict[tuple[int, str], str] = {}
+        self.instances = instances
+
     def health_changed(self, instance: str, healthy: bool, why: str) -> None:
         pass
 
-    def breaker_changed(self, instance: str, state: str, why: str) -> None:
-        pass
+    def breaker_changed(self, instance: str, model: str, state: str, why: str) -> None:
+        key = id(self.instances()[instance]), model
+        assert self.of.get(key, "closed") != state, "told twice"
+        assert why
+        self.of[key] = state
 
 
 def instance_settings(drain: st.SearchStrategy[bool], moved: st.SearchStrategy[bool]) -> st.SearchStrategy[Settings]:
-    return st.fixed_dictionaries({"limit": st.integers(1, 2), "drain": drain, "moved": moved})
+    return st.fixed_dictionaries({"limit": st.integers(1, 3), "drain": drain, "moved": moved})
 
 
 rarely = st.integers(0, 7).map(lambda number: number == 7)
@@ -195,12 +225,13 @@ class PoolMachine(RuleBasedStateMachine):
             self.order.grants, self.order.now, self.order.jumped = [], self.loop.time, lambda: self.jumped
             return self.order
 
+        self.told = Told(lambda: dict(self.pool.instances))
         self.pool = Pool(
             config,
             now=self.loop.time,
             later=self.loop.call_later,
             random=lambda: chance,
-            observer=Silent(),
+            observer=self.told,
             order=order,
         )
         self.look()
@@ -229,7 +260,16 @@ class PoolMachine(RuleBasedStateMachine):
                     "switch_after": 4.0,
                     "keep_loaded": 4.0,
                 },
-                "breaker": {"failures": 2, "connects": 2, "cooldown": 4.0, "max_cooldown": 10.0},
+                "breaker": {
+                    "failures": 3,
+                    "connects": 2,
+                    "calls": 6,
+                    "window": 20.0,
+                    "cooldown": 4.0,
+                    "max_cooldown": 10.0,
+                    "slow_start": SLOW_START,
+                    "busy": 3.0,
+                },
                 "health": {"fall": 2, "rise": 2},
             }
         )
@@ -473,8 +513,33 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def a_trial_is_a_call_under_way(self) -> None:
         for instance in self.seen.values():
-            trial = instance.breaker._trial
-            assert trial is None or (isinstance(trial, Lease) and trial.state is LeaseState.HELD)
+            for model, breaker in (("", instance.breaker), *instance.breakers.models.items()):
+                trial = breaker._trial
+                assert trial is None or (isinstance(trial, Lease) and trial.state is LeaseState.HELD)
+                assert trial is None or trial.model == (model or trial.model)
+
+    @invariant()
+    def who_may_be_asked_is_known_to_the_roster(self) -> None:
+        if self.jumped:
+            return
+        roster, now = self.pool._roster, self.loop.time()
+        for instance in self.pool.instances.values():
+            for model in MODELS:
+                for places, last_resort in ((roster.sound(model), False), (roster.last_resort(model), True)):
+                    fit = self.order.fit(instance, model, last_resort=last_resort)
+                    assert bool(places >> instance.place & 1) is fit, (instance.name, instance.state(now))
+
+    @invariant()
+    def what_is_told_of_breakers_is_how_they_are(self) -> None:
+        for instance in [] if self.jumped else self.pool.instances.values():
+            for model, breaker in (("", instance.breaker), *instance.breakers.models.items()):
+                told = self.told.of.get((id(instance), model), "closed")
+                assert told == breaker.state_at(self.loop.time())
+
+    @invariant()
+    def each_instance_has_at_most_one_timer_of_its_own(self) -> None:
+        due = [timer for timer in self.loop.timers() if "_look_again" in repr(timer._callback)]  # type: ignore[attr-defined]
+        assert len(due) == len(self.pool._due) <= len(self.pool.instances)
 
     @invariant()
     def every_drain_has_exactly_one_timer(self) -> None:

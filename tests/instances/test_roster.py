@@ -97,16 +97,22 @@ class World:
         """What the masks say is what every instance says of itself."""
         roster, now = self.roster, self.now
         fit = [one for one in self.instances if one.fit(now)]
-        room = [one for one in fit if one.in_use < one.limit]
+        able = [one for one in self.instances if one.up and one.breaker.allows(now, last_resort=True)]
+        room = [one for one in able if one.in_use < one.allowed(now)]
         assert self.names(roster.fit) == {one.name for one in fit}
+        assert self.names(roster.able) == {one.name for one in able}
         assert self.names(roster.room) == {one.name for one in room}
         assert self.names(roster.room) == {one.name for one in self.instances if one.available(now)}
         for model in MODELS:
-            homes = {one.name for one in fit if one.memory.holds(model)}
-            ready = {one.name for one in room if one.memory.holds(model) and one.takes(model)}
+            homes = {one.name for one in able if one.memory.holds(model)}
+            ready = {one.name for one in room if one.memory.holds(model) and one.takes(model, now)}
+            sound = {one.name for one in fit if one.fit(now, model)}
+            last = {one.name for one in able if model not in one.breakers.closed_to(now, last_resort=True)}
+            assert self.names(roster.sound(model)) == sound
+            assert self.names(roster.last_resort(model)) == last
             assert self.names(roster.homes(model)) == homes
             assert self.names(roster.ready(model)) == ready
-        for some in (roster.room, roster.fit, roster.ready(MODELS[0])):
+        for some in (roster.room, roster.able, roster.ready(MODELS[0])):
             levels = list(roster.levels(some))
             assert [load for load, _ in levels] == sorted({one.load for one in room if some >> one.place & 1})
             for load, places in levels:
@@ -116,12 +122,13 @@ class World:
     def look_for_leftovers(self) -> None:
         roster = self.roster
         everywhere = sum(1 << one.place for one in self.instances)
-        masks = [roster.fit, roster.room, roster._mute]
-        for kept in (roster._homes, roster._ready, roster._levels):
+        masks = [roster.fit, roster.able, roster.room, roster._mute]
+        for kept in (roster._homes, roster._ready, roster._levels, roster._cooling, roster._barred):
             assert 0 not in kept.values()
             masks += kept.values()
         assert not any(mask & ~everywhere for mask in masks)
-        assert set(roster._noted) == set(each(roster.fit))
+        assert set(roster._noted) == set(each(roster.able))
+        assert set(roster._standings) <= set(each(everywhere))
         assert roster._places == {one.name: one.place for one in self.instances}
         assert sorted([*roster._free, *roster._places.values()]) == list(range(len(roster._at)))
 

@@ -10,8 +10,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from gateway.call import Priority
-from gateway.instances.line import Waiter
-from gateway.instances.shares import position
+from gateway.instances.line import Waiter, position
 from tests.instances.shares_desk import (
     AGEING,
     BATCH,

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from gateway.call import Priority
-from gateway.instances.line import Waiter
-from gateway.instances.shares import Want
+from gateway.instances.line import Waiter, Want
 from tests.instances.shares_desk import AGEING, NAMES, USUAL, Desk
 
 

@@ -2,26 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config import Config, LineConfig
-from gateway.instances import shares
+from gateway.errors import ConnectFailed, ConnectionLost, Refused, UpstreamError
+from gateway.instances import line
 from gateway.instances.instance import Instance
+from gateway.instances.line import Tier, Want, Wants
 from gateway.instances.roster import Roster
-from gateway.instances.shares import Want, Wants
 from tests.instances.shares_desk import AGEING, BATCH, NORMAL, PLACES, Desk, a_want, candidate
 
 
 def test_the_first_tier_with_a_fit_instance_is_the_one_that_counts() -> None:
     want = a_want(candidate("beta", tier=1), candidate("alpha"), candidate("beta"), candidate("gamma", tier=2))
     first, second, third = want.tiers
-    assert want.tier(0b111) is first
-    assert want.tier(0b010) is first
-    assert want.tier(0b100) is third
-    assert want.tier(0b000) is None
     assert (first.mask, second.mask, third.mask) == (0b011, 0b010, 0b100)
+    seen = Seen()
+    assert seen.tier(want) is first
+    seen.is_probed("alpha", ok=False)
+    assert seen.places(want) == {"m:latest": 0b010}
+    seen.is_probed("beta", ok=False)
+    assert seen.tier(want) is third
+    seen.is_probed("gamma", ok=False)
+    assert seen.tier(want) is None
+    seen.is_probed("beta", ok=True)
+    assert seen.places(want) == {"m:latest": 0b010}
+
+
+def test_where_one_model_cools_its_instance_is_left_to_the_others() -> None:
+    want, other = a_want(candidate("alpha"), candidate("beta", tier=1)), a_want(candidate("alpha", "n"))
+    seen = Seen()
+    seen.fails("alpha", NO_MEMORY)
+    assert seen.tier(want) is want.tiers[1]
+    assert seen.tier(other) is other.tiers[0]
+
+
+def test_of_what_is_not_fit_the_first_tier_with_a_last_resort_counts() -> None:
+    want = a_want(candidate("alpha"), candidate("beta", tier=1), candidate("gamma", tier=1))
+    seen = Seen()
+    for name in PLACES:
+        seen.fails(name, UNREACHABLE if name == "alpha" else LOST)
+    assert seen.places(want) == {"m:latest": 0b110}
+    seen.tries("beta")
+    assert seen.places(want) == {"m:latest": 0b100}, "one at a time"
+    seen.fails("gamma", NO_MEMORY)
+    seen.tries("gamma")
+    assert seen.tier(want) is None
+    assert seen.tier(a_want(candidate("alpha"))) is None, "nobody listens there"
+
+
+class Seen:
+    """A roster of real instances, and what they are seen to do."""
+
+    def __init__(self) -> None:
+        self.roster, self.instances = a_roster()
+
+    def tier(self, want: Want) -> Tier | None:
+        return want.tier(self.roster)
+
+    def places(self, want: Want) -> Mapping[str, int]:
+        tier = self.tier(want)
+        return tier.models if tier else {}
+
+    def is_probed(self, name: str, *, ok: bool) -> None:
+        self.instances[name].observe(ok, "")
+        self.roster.update(self.instances[name], 0.0)
+
+    def fails(self, name: str, error: UpstreamError) -> None:
+        self.instances[name].breakers.failed(object(), "m:latest", error, 0.0, running=0)
+        self.roster.update(self.instances[name], 0.0)
+
+    def tries(self, name: str) -> None:
+        self.instances[name].breakers.begin(object(), "m:latest", 0.0)
+        self.roster.update(self.instances[name], 0.0)
+
+
+LOST = ConnectionLost("one", "reset")
+UNREACHABLE = ConnectFailed("one", "refused")
+NO_MEMORY = Refused("one", 500, "CUDA error: out of memory")
 
 
 def test_a_tier_knows_who_would_use_which_model_and_who_is_preferred() -> None:
@@ -57,11 +119,21 @@ def test_other_settings_hold_for_those_that_wait_already() -> None:
     assert desk.wants[0].due() == due - AGEING + 1.0
 
 
-def some_wants() -> Wants:
-    config = Config.model_validate({"instances": [{"name": name, "url": f"http://{name}:1"} for name in PLACES]})
-    roster = Roster()
+def a_roster() -> tuple[Roster, dict[str, Instance]]:
+    """Whatever fails or is probed does so once for all."""
+    keys = {"breaker": {"failures": 1, "connects": 1}, "health": {"fall": 1, "rise": 1}}
+    config = Config.model_validate(
+        {"instances": [{"name": name, "url": f"http://{name}:1"} for name in PLACES], **keys}
+    )
+    roster, instances = Roster(), {}
     for one in config.instances:
-        roster.add(Instance(one, config, lambda: 0.5), 0.0)
+        instances[one.name] = Instance(one, config, lambda: 0.5)
+        roster.add(instances[one.name], 0.0)
+    return roster, instances
+
+
+def some_wants() -> Wants:
+    roster, _ = a_roster()
     wants = Wants(roster)
     wants.replace((), LineConfig())
     return wants
@@ -80,7 +152,7 @@ def test_whoever_may_go_to_the_same_places_wants_the_same() -> None:
 @given(st.lists(st.integers(0, 20), max_size=60), st.integers(1, 8))
 def test_no_more_than_the_last_used_wants_are_kept(models: list[int], most: int) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(shares, "MAX_WANTS", most)
+        patched.setattr(line, "MAX_WANTS", most)
         wants = some_wants()
         last: dict[int, Want] = {}
         for model in models:
@@ -95,7 +167,7 @@ def test_what_is_asked_for_again_and_again_stays_the_same_want() -> None:
     wants = some_wants()
     hot = (candidate(model="hot"),)
     want = wants.of(hot)
-    for n in range(2 * shares.MAX_WANTS):
+    for n in range(2 * line.MAX_WANTS):
         wants.of((candidate(model=f"m{n}"),))
         assert wants.of(hot) is want
 

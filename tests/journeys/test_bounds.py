@@ -47,3 +47,20 @@ async def test_a_name_too_long_for_a_model_is_refused_before_anything_keeps_it(p
         reply = await house.get(path + "x" * 257)
         assert reply.status == (404 if path == "/v1/models/" else 400)
         assert model_key.cache_info().currsize == kept
+
+
+async def test_what_is_open_is_told_at_the_scrape_and_is_gone_with_its_client() -> None:
+    async with House({"alpha": Behaviour(per_second=50)}) as house:
+
+        async def told(at: float) -> tuple[float, float]:
+            await house.engine.metrics.exposition(1e9 + at)
+            return await house.metric("gateway_client_connections"), await house.metric("gateway_asyncio_tasks")
+
+        connections, tasks = await told(0.0)
+        async with house.asking(ask("x", stream=True, max_tokens=10_000)) as wire:
+            await wire.until(b"data: ")
+            assert await told(10.0) == (connections + 1, tasks + 2)  # the call and its watcher
+            wire.leave()
+            await house.quiet()
+        await house.until(lambda: not house.server.server_state.connections)
+        assert await told(20.0) == (0, tasks)

@@ -251,8 +251,10 @@ async def test_a_thousand_offers_of_http_2_in_one_go_are_all_passed_over() -> No
 
 
 async def test_who_goes_on_sending_after_the_last_answer_does_not_keep_the_connection() -> None:
-    async with one(server={"keep_alive": 1, "max_body": 2**20}) as house, house.wire() as wire:
-        await wire.send(b"POST /v1/responses HTTP/1.1\r\nConnection: close\r\nContent-Length: 9999999\r\n\r\n{")
+    async with one(server={"head_timeout": 0.3, "max_body": 2**20}) as house, house.wire() as wire:
+        await wire.send(
+            b"POST /v1/responses HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 9999999\r\n\r\n{"
+        )
         await wire.until(b"body_too_large")
         await wire.send(b"more")
         await wire.rest()

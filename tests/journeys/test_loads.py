@@ -41,11 +41,12 @@ async def test_a_call_waits_for_the_only_instance_that_could_serve_it_and_is_ser
         assert reply.headers["x-gateway-line"].endswith("; waiting for an instance to come back")
 
 
-async def test_a_call_that_failed_waits_for_the_trial_of_the_breaker_it_opened() -> None:
-    async with one(breaker={"failures": 1, "cooldown": 0.05}) as house:
-        house.simulator("alpha").faults.arm("status", path="/v1")
+async def test_a_call_that_found_nobody_listening_waits_for_the_trial_of_the_breaker_it_opened() -> None:
+    async with one(breaker={"connects": 1, "cooldown": 0.3}, retry={"backoff": 0}) as house:
+        house.simulator("alpha").faults.arm("refuse", times=None, seconds=0.2)
         reply = await house.chat()
         assert (reply.status, reply.headers["x-gateway-attempts"]) == (200, "2")
+        assert "waiting for an instance to come back" in reply.headers["x-gateway-line"]
 
 
 @pytest.mark.parametrize("hold", [0, 0.1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Callable
 
 import pytest
@@ -180,6 +181,24 @@ async def test_surplus_bytes_that_come_later_close_the_idle_connection() -> None
         await until(lambda: upstream.idle == 0)
         assert await ask(upstream) == (200, b"hello")
         assert instance.peers[0].gone.is_set()
+
+
+async def test_a_connection_is_not_used_again_while_it_has_something_unread() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(HELLO)
+        await peer.until_gone()
+
+    async with speaking(script) as instance, reaching(instance.url) as upstream:
+        with await upstream.open(POST, connect=5, first=5) as response:
+            assert await response.read_all(100) == b"hello"
+            sock = response._connection._transport.get_extra_info("socket")  # type: ignore[union-attr]
+        assert upstream.idle == 1
+        instance.peers[0]._writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON")
+        assert select.select([sock], [], [], 5)[0]  # it is here, and the loop has had no turn to bring it
+
+        assert await ask(upstream) == (200, b"hello")
+        assert len(instance.peers) == 2
 
 
 async def test_an_idle_connection_the_instance_closes_is_forgotten_at_once() -> None:

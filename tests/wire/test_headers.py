@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.wire import ascii_value, request_headers, response_headers, sane_request_id
+from gateway.wire import ascii_value, request_headers, response_headers, retry_after, sane_request_id
 
 TRACE = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
 
@@ -90,3 +90,24 @@ def test_a_request_id_is_kept_whole_or_not_at_all(value: str | bytes) -> None:
 @given(text=st.text(alphabet=st.characters(codec="utf-8"), max_size=28).map(str.strip))
 def test_a_header_value_can_be_read_back(text: str) -> None:
     assert unquote(ascii_value(text).decode()) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (b"2", 2.0),
+        (b"0", 0.0),
+        (b"9" * 400, 86400.0),
+        (b"", None),
+        (b"-1", None),
+        (b"1.5", None),
+        (b"nan", None),
+        ("٣".encode(), None),
+        (b"Wed, 21 Oct 2026 07:28:00 GMT", None),
+    ],
+)
+def test_an_instance_may_ask_to_be_left_alone_for_a_plain_number_of_seconds(
+    value: bytes, seconds: float | None
+) -> None:
+    assert retry_after([(b"date", b"1"), (b"retry-after", value)]) == seconds
+    assert retry_after([(b"date", b"1")]) is None

@@ -1,0 +1,335 @@
+"""Clients that hang up, in every window, and what is left of them. `make bench-cancellations COUNT=200000`.
+
+A gateway and its instances in processes of their own; the clients are bare sockets, one call each, many at once. They
+leave by RST, by FIN, or by closing their sending side only. What was measured is found out afterwards from what the
+others wrote down: an instance when it saw its client close, the gateway one log line for each call. A call that no
+instance may have heard of, as it was in line or connecting, is timed to that line. Exits with 1 where a promise of
+docs/reliability.md is broken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import socket
+import struct
+import sys
+import tempfile
+import time
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks import vitals
+from benchmarks.figures import Address, running
+from benchmarks.traffic import Client, post
+from benchmarks.vitals import Vitals
+
+PER_WINDOW = 8  # clients at once
+MOST_A_SECOND = 400  # departures: more would measure the machine
+STAY = (0.0, 0.04)  # seconds in the window, at random
+IN_TIME = float(os.environ.get("NOTICED_MS") or "250")  # from a departure to the instance's notice of it, at p99.9
+MISSED = 0.25  # the share of a window's clients that may have left before their call had come there: a race of its own
+DRIFT = 1.5  # MiB, see soak.py
+CALLER_ADDRESSES = 8
+MANNERS = ("RST", "FIN", "half")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    name: str
+    model: str
+    streams: tuple[bool, ...]
+    sign: bytes = b""  # a stream's client leaves only after it read this
+    contacts: bool = True  # an instance hears of the call
+
+
+WINDOWS = (
+    Window("in line", "full:1b", (True, False), b"in line", contacts=False),
+    Window("connecting", "deaf:1b", (True, False), contacts=False),
+    Window("waiting for the head", "head:1b", (True, False)),
+    Window("waiting for the first token", "token:1b", (True,)),
+    Window("in the middle of a stream", "talk:1b", (True,), b'"content"'),
+    Window("while a whole answer is made", "talk:1b", (False,)),
+)
+
+
+@dataclass(slots=True)
+class Departure:
+    window: Window
+    left: float  # time.monotonic()
+    at: float  # unix time
+
+
+@dataclass
+class Crowd:
+    """All that left, and what went otherwise."""
+
+    address: Address
+    departures: dict[str, Departure] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+
+    async def leave_again_and_again(self, window: Window, number: int, count: int, pace: float) -> None:
+        chance = random.Random(f"{window.name} {number}")  # noqa: S311 - not for secrets
+        for turn in range(count):
+            began = time.monotonic()
+            name = f"{WINDOWS.index(window)}-{number}-{turn}"
+            try:
+                async with asyncio.timeout(10):
+                    await self._once(window, name, chance)
+            except (OSError, TimeoutError) as error:
+                self.wrong.append(f"{window.name}: {type(error).__name__} {error}")
+            await asyncio.sleep(max(0.0, pace - (time.monotonic() - began)))
+
+    async def _once(self, window: Window, name: str, chance: random.Random) -> None:
+        loop = asyncio.get_running_loop()
+        streamed, manner, stay = chance.choice(window.streams), chance.choice(MANNERS), chance.uniform(*STAY)
+        with socket.socket() as sock:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT: as many ports as there are pairs
+            sock.bind((f"127.0.0.{2 + chance.randrange(CALLER_ADDRESSES)}", 0))
+            await loop.sock_connect(sock, self.address)
+            await loop.sock_sendall(sock, request(window.model, name, streamed=streamed))
+            if streamed and window.sign:
+                await self._until(sock, window.sign)
+            await asyncio.sleep(stay)
+            self.departures[name] = Departure(window, time.monotonic(), time.time())
+            if manner == "RST":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            elif manner == "half":
+                sock.shutdown(socket.SHUT_WR)
+                while await loop.sock_recv(sock, 65536):
+                    pass
+
+    async def _until(self, sock: socket.socket, sign: bytes) -> None:
+        seen = b""
+        while sign not in seen:
+            data = await asyncio.get_running_loop().sock_recv(sock, 65536)
+            if not data:
+                raise ConnectionError(f"the gateway closed: {seen[:300]!r}")
+            seen = seen[-20:] + data
+
+
+def request(model: str, name: str, *, streamed: bool, tokens: int = 1000) -> bytes:
+    body = {"model": model, "messages": [{"role": "user", "content": "x"}], "max_tokens": tokens, "stream": streamed}
+    return post("/v1/chat/completions", body, f"X-Request-Id: {name}")
+
+
+@contextmanager
+def deaf(port: int) -> Iterator[None]:
+    """Take no connection at the port: its backlog is full, so the kernel lets further ones wait."""
+    with ExitStack() as sockets:
+        door = sockets.enter_context(socket.create_server(("127.0.0.1", port), backlog=0))
+        for _ in range(4):
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(door.getsockname())
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    gateway: Process
+    address: Address
+    log: Path
+    journals: tuple[Path, ...]
+
+
+@asynccontextmanager
+async def house(directory: Path) -> AsyncIterator[House]:
+    """The gateway, and three instances: one that takes all calls, one that takes one, and one that has gone deaf."""
+    instances = {"open": ["head:1b", "token:1b", "talk:1b"], "full": ["full:1b"], "deaf": ["deaf:1b"]}
+    rows, hearing = [], AsyncExitStack()
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(hearing)
+        for name, models in instances.items():
+            witness = running(str(directory / name), *models, module="benchmarks.witness", ready="answers at")
+            _, (host, port) = await (hearing if name == "deaf" else stack).enter_async_context(witness)
+            limit = 1 if name == "full" else 1024
+            rows.append(f"  - {{name: {name}, url: 'http://{host}:{port}', max_concurrent: {limit}}}\n")
+        config, log = directory / "routes.yaml", directory / "log"
+        config.write_text(
+            "instances:\n" + "".join(rows) + "cache: {enabled: false}\nstream: {hold: 20ms}\n"
+            "timeouts: {connect: 60s}\nhealth: {interval: 1h, catalog: 1h}\n"
+            "line: {drain_grace: 100ms, max_calls: 10000, max_calls_per_caller: 10000}\n"
+        )
+        errors = stack.enter_context(log.open("wb"))
+        serve = running("serve", "--config", str(config), "--port", "0", ready="API", errors=errors)
+        gateway, address = await stack.enter_async_context(serve)
+        await hearing.aclose()
+        stack.enter_context(deaf(port))
+        yield House(gateway, address, log, (directory / "open", directory / "full"))
+
+
+# What the others wrote down
+
+
+@dataclass
+class Written:
+    """By request id: when an instance saw its client leave (0: it was served), and the gateway's line and its time."""
+
+    seen: dict[str, float] = field(default_factory=dict)
+    lines: dict[str, tuple[dict[str, Any], float]] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+
+
+def read(house: House) -> Written:
+    found = Written()
+    for journal in house.journals:
+        for line in journal.read_text().splitlines():
+            name, left = line.split()
+            found.seen[name] = float(left)
+    with house.log.open() as lines:
+        for line in lines:
+            event = json.loads(line)
+            if event["event"] != "call.done":
+                if event["level"] == "error" or "exception" in event:
+                    found.wrong.append(line[:2000])
+                continue
+            if event["id"] in found.lines:
+                found.wrong.append(f"a second line for {event['id']}")
+            at = datetime.fromisoformat(event["timestamp"]).timestamp()
+            found.lines[event["id"]] = (event, at)
+    return found
+
+
+@dataclass
+class Told:
+    """The departures of one window: seconds until they were noticed, and those that were elsewhere."""
+
+    took: list[float] = field(default_factory=list)
+    elsewhere: list[float] = field(default_factory=list)  # before the call had come to its window
+    over: int = 0  # the answer was complete by then
+
+
+def sort(crowd: Crowd, written: Written) -> dict[Window, Told]:
+    """Each departure where it belongs. What is wrong with one is added to `written.wrong`."""
+    found = {window: Told() for window in WINDOWS}
+    for name, departure in crowd.departures.items():
+        window, told = departure.window, found[departure.window]
+        line, at = written.lines.get(name, ({"status": "missing"}, 0.0))
+        left = written.seen.get(name)
+        if line["status"] == 200 and line.get("reason") is None:
+            told.over += 1
+        elif line.get("reason") != "client_cancelled":
+            written.wrong.append(f"{window.name}: {line}")
+        elif window.contacts and left is not None:
+            told.took.append(max(0.0, left - departure.left))
+        elif not window.contacts and left is not None:
+            written.wrong.append(f"{window.name}: an instance heard of {line}")
+        elif not window.contacts and ("attempts" in line) is (window.name == "connecting"):
+            told.took.append(max(0.0, at - departure.at))
+        else:
+            told.elsewhere.append(max(0.0, at - departure.at))
+    return found
+
+
+def report(found: dict[Window, Told], took: float) -> list[str]:
+    """Print the times; what is broken of the promises."""
+    broken = []
+    count = sum(len(told.took) + len(told.elsewhere) for told in found.values())
+    print(f"  {count} clients left in {took:.0f} s; milliseconds from a departure to its notice by the instance")
+    print(
+        f"  (in line and connecting: by the gateway)\n  {'':<30}{'count':>8}{'p50':>8}{'p99':>8}{'p99.9':>8}{'max':>8}"
+    )
+    rest = [seconds for told in found.values() for seconds in told.elsewhere]
+    for name, values in (*((window.name, told.took) for window, told in found.items()), ("on the way there", rest)):
+        if not values:
+            continue
+        values.sort()
+        marks = [vitals.percentile(values, share) * 1000 for share in (0.5, 0.99, 0.999, 1)]
+        print(f"  {name:<30}{len(values):>8}" + "".join(f"{mark:>8.1f}" for mark in marks))
+        if marks[2] > IN_TIME:
+            broken.append(f"{name}: noticed after {marks[2]:.0f} ms at p99.9")
+    for window, told in found.items():
+        meant = len(told.took) + len(told.elsewhere) + told.over
+        if len(told.took) < (1 - MISSED) * meant:
+            broken.append(f"{window.name}: only {len(told.took)} of {meant} left there")
+    return broken
+
+
+def leftovers(before: Vitals, after: Vitals, memory: list[tuple[float, float]]) -> list[str]:
+    """Print what the gateway has; what is more than before."""
+    print(f"\n  {'at rest':<30}{'before':>8}{'after':>8}")
+    for name in ("held", "draining", "line", "in_flight", "clients", "own_fds", "tasks", "series"):
+        print(f"  {name:<30}{getattr(before, name):>8}{getattr(after, name):>8}")
+    for state in ("close_wait", "connecting"):
+        print(f"  {'sockets ' + state:<30}{before.sockets[state]:>8}{after.sockets[state]:>8}")
+    third = memory[len(memory) // 3 :]
+    slope, error = vitals.slope(third)
+    grown = slope * (third[-1][0] - third[0][0])
+    print(f"  {'MiB':<30}{before.rss:>8.1f}{after.rss:>8.1f}   {grown:+.2f} in the last two thirds")
+    broken = [] if after.idle and not after.clients else [f"not at rest: {after}"]
+    broken += [f"{name}: {getattr(before, name)} -> {getattr(after, name)}" for name in ("own_fds", "tasks")
+               if getattr(before, name) != getattr(after, name)]  # fmt: skip
+    broken += [f"sockets {state}: {after.sockets[state]}" for state in ("close_wait", "connecting")
+               if after.sockets[state]]  # fmt: skip
+    return [*broken, f"memory grew by {grown:.2f} MiB"] if grown > DRIFT and slope > 3 * error else broken
+
+
+async def leave_all(crowd: Crowd, count: int, memory: list[tuple[float, float]], pid: int) -> None:
+    async def watch() -> None:
+        while True:
+            memory.append((time.monotonic(), vitals.memory(pid)))
+            await asyncio.sleep(1.0)
+
+    pace = PER_WINDOW * len(WINDOWS) / MOST_A_SECOND
+    turns = -(-count // (PER_WINDOW * len(WINDOWS)))
+    watching = asyncio.create_task(watch(), name="watch")
+    try:
+        async with asyncio.TaskGroup() as group:
+            for window in WINDOWS:
+                for number in range(PER_WINDOW):
+                    group.create_task(crowd.leave_again_and_again(window, number, turns, pace), name="client")
+    finally:
+        watching.cancel()
+
+
+async def still_serves(address: Address) -> bool:
+    body = {"model": "talk:1b", "messages": [{"role": "user", "content": "say: still here"}]}
+    heard = await Client(address).ask(post("/v1/chat/completions", body, "Connection: close"))
+    return heard.complete and json.loads(heard.body)["choices"][0]["message"]["content"] == "still here"
+
+
+async def main() -> None:
+    count = int(os.environ.get("COUNT") or "200000")
+    memory: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as name:
+        async with asyncio.timeout(120 + count / 100), house(Path(name)) as at:
+            await still_serves(at.address)
+            before = await vitals.at_rest(at.gateway.pid, at.address)
+            crowd, holder = Crowd(at.address), Client(at.address)
+            holding = asyncio.create_task(
+                holder.ask(request("full:1b", "holder", streamed=True, tokens=100_000), leave=3600)
+            )
+            await asyncio.sleep(1.0)
+            began = time.monotonic()
+            await leave_all(crowd, count, memory, at.gateway.pid)
+            took = time.monotonic() - began
+            holding.cancel()
+            await asyncio.gather(holding, return_exceptions=True)
+            holder.close()
+            after = await vitals.at_rest(at.gateway.pid, at.address)
+            serves = await still_serves(at.address)
+            written = read(at)
+        broken = [*report(sort(crowd, written), took), *leftovers(before, after, memory), *crowd.wrong, *written.wrong]
+        if not serves:
+            broken.append("it serves no more")
+    for problem in broken[:20]:
+        print(f"! {problem}")
+    if len(broken) > 20:
+        print(f"! and {len(broken) - 20} more")
+    sys.exit(bool(broken))
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())

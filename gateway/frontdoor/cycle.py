@@ -1,0 +1,193 @@
+"""One request and its response, as ASGI sees them: what the application receives, and what it sends.
+
+The head of a response waits for its first piece of body, so that both leave in one write. What is sent to a client that
+has left is dropped without a word, as ASGI has it; `receive` is what tells of a departure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from http import HTTPStatus
+from typing import Protocol as Shape
+
+import structlog
+from starlette.types import ASGIApp, Message, Scope
+
+from gateway.errors import CallError
+
+HIGH_WATER = 64 * 1024  # bytes of a body that nobody has taken yet; beyond, the client is made to wait
+
+_STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_ENDS_A_LINE = re.compile(rb"[\r\n\0]")
+_EMPTY = (204, 304)
+
+
+def status_line(status: int) -> bytes:
+    return _STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+log = structlog.get_logger("gateway.frontdoor")
+
+
+class Wire(Shape):
+    """The connection as a cycle uses it."""
+
+    leaving: bool
+
+    @property
+    def always(self) -> bytes:
+        """Header lines of every response."""
+
+    def write(self, data: bytes) -> None: ...
+
+    async def writable(self) -> None: ...
+
+    def take_more(self) -> None: ...
+
+    def finished(self, cycle: Cycle) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class Cycle:
+    """`keep` tells whether the connection serves another request after this one."""
+
+    __slots__ = (
+        "_bodiless", "_chunked", "_continue", "_head", "_late", "_left", "_told", "_waiter", "_wire", "body",
+        "complete", "gone", "keep", "more_body", "scope", "started",
+    )  # fmt: skip
+
+    def __init__(self, wire: Wire, scope: Scope, *, keep: bool, expects: bool) -> None:
+        self.scope = scope
+        self.keep = keep
+        self.body = bytearray()
+        self.more_body = True
+        self.gone = False  # the client has left
+        self.started = False
+        self.complete = False
+        self._wire = wire
+        self._continue = expects
+        self._told = False  # that the body has ended
+        self._late: CallError | None = None
+        self._head = b""
+        self._chunked = self._bodiless = False
+        self._left = 0  # bytes of body still to come, where their number was told
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def run(self, app: ASGIApp) -> None:
+        """The asyncio task of this request."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        except Exception:
+            log.exception("call.defect")
+        if not self.complete and not self.gone:
+            self._wire.abort()  # half a response must not look like a whole one
+
+    # from the client
+
+    def came(self, data: bytes) -> None:
+        self.body += data
+        self._wake()
+
+    @property
+    def full(self) -> bool:
+        """Whether the application is to take some of the body before more is read."""
+        return len(self.body) > HIGH_WATER and not self.complete
+
+    def ended(self) -> None:
+        """The whole body has come."""
+        self.more_body = False
+        self._wake()
+
+    def left(self) -> None:
+        self.gone = True
+        self._wake()
+
+    def late(self, error: CallError) -> None:
+        """The body does not come as fast as it must: the application is to answer with `error`."""
+        self._late, self.keep = error, False
+        self._wake()
+
+    async def receive(self) -> Message:
+        """The next piece of the body; `http.disconnect` once the client has left, or the response is complete.
+
+        Where the body was too slow, that message has the reason as `error`.
+        """
+        if self._continue:
+            self._continue = False
+            self._wire.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not (self.gone or self.complete or self._late or self.body or (not self.more_body and not self._told)):
+            self._wire.take_more()
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self.gone or self.complete:
+            return {"type": "http.disconnect"}
+        if self._late:
+            return {"type": "http.disconnect", "error": self._late}
+        data, self.body = bytes(self.body), bytearray()
+        self._told = not self.more_body
+        return {"type": "http.request", "body": data, "more_body": self.more_body}
+
+    # to the client
+
+    async def send(self, message: Message) -> None:
+        if not self.gone:
+            await self._wire.writable()
+        if self.gone:
+            return
+        if message["type"] == "http.response.start" and not self.started:
+            self._start(message["status"], message.get("headers", ()))
+        elif message["type"] == "http.response.body" and self.started and not self.complete:
+            self._send(message.get("body", b""), more=message.get("more_body", False))
+        else:
+            raise RuntimeError(f"{message['type']} was not to be sent now")
+
+    def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.started = True
+        self.keep = self.keep and not self._wire.leaving and not self._continue  # a body that was never asked for
+        self._continue = False
+        lines = [status_line(status), self._wire.always]
+        length = None
+        for name, value in headers:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"connection":
+                self.keep = self.keep and value != b"close"
+                continue
+            lines += (name, b": ", value, b"\r\n")
+        if _ENDS_A_LINE.search(b"".join([part for header in headers for part in header])):
+            raise RuntimeError("a response header that would end its own line")
+        self._bodiless = self.scope["method"] == "HEAD" or status in _EMPTY
+        if length is None and not self._bodiless:
+            self._chunked = self.scope["http_version"] == "1.1"
+            self.keep = self.keep and self._chunked  # else the end of the connection is the end of the body
+            if self._chunked:
+                lines.append(b"transfer-encoding: chunked\r\n")
+        self._left = -1 if self._bodiless or length is None else length
+        if not self.keep:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        self._head = b"".join(lines)
+
+    def _send(self, data: bytes, *, more: bool) -> None:
+        head, self._head = self._head, b""
+        if self._left >= 0:
+            self._left -= len(data)
+            if self._left < 0 or (self._left and not more):
+                raise RuntimeError("the body is not as long as its Content-Length")
+        elif self._chunked:
+            data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"" if more else b"0\r\n\r\n")
+        elif self._bodiless:
+            data = b""
+        if head or data:
+            self._wire.write(head + data)
+        if not more:
+            self.complete = True
+            self._wake()
+            self._wire.finished(self)
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)

@@ -1,0 +1,447 @@
+"""One client's connection: its bytes become requests, strictly and within bounds, and its responses go out.
+
+Of uvicorn it needs what every protocol of its server has: `shutdown`, and a place among its connections and asyncio
+tasks. The parser is httptools'; it has no bound of its own for a head, for the framing between two pieces of a body, or
+for trailers, so its input is counted here. Requests sent ahead of a response wait, and nothing more is read meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import socket
+from collections import deque
+from enum import Enum
+from functools import lru_cache
+from typing import cast
+from urllib.parse import unquote
+
+import httptools
+import uvicorn
+from starlette.types import Scope
+from uvicorn.server import ServerState
+
+from gateway.api.routes import family
+from gateway.config import ServerConfig
+from gateway.dialects import render, status_headers
+from gateway.errors import (
+    CallError,
+    GatewayError,
+    HeadTooLarge,
+    MalformedRequest,
+    RequestTimeout,
+    UnsupportedVersion,
+    WrongMethod,
+)
+from gateway.frontdoor.cycle import Cycle, status_line
+from gateway.frontdoor.door import Door
+from gateway.frontdoor.head import MAX_TARGET, METHODS, flaw
+
+MAX_HEAD = 64 * 1024  # bytes
+MAX_HEADERS = 100  # its trailers have as many
+MAX_FRAMING = 4 * 1024  # bytes between two pieces of a chunked body, or of its trailers
+SLICE = 4 * 1024  # of a head or a chunked body: fed at a time, so that what lies between is noticed
+MAX_AHEAD = 1024  # requests sent ahead of a response
+SLOW_AFTER = 10.0  # seconds a body may take before its rate counts
+MAX_METHOD = 1024  # bytes that are looked at to tell a method nobody knows from what is no HTTP
+LINGER = 2.0  # seconds a client that was refused may go on sending, so that it comes to read why
+
+_REQUEST_LINE = re.compile(rb"[A-Za-z-]+ /[^ ]* HTTP/")
+
+
+class Reading(Enum):
+    """What the client is to send next."""
+
+    NOTHING = "nothing"  # between two messages
+    HEAD = "head"
+    BODY = "body"
+
+
+class Protocol(asyncio.Protocol):
+    """`door` is the same for all connections. The other arguments are what uvicorn gives to a protocol."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, object],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        door: Door,
+    ) -> None:
+        self.peer = ""
+        self.leaving = False  # the server shuts down: no further request after this one
+        self.transport: asyncio.Transport | None = None
+        self._app = config.loaded_app
+        self._loop = _loop or asyncio.get_running_loop()
+        self._server = server_state
+        self._door = door
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)  # else what comes late hides the answer
+        self._cycle: Cycle | None = None  # the one whose response is under way, or was the last
+        self._filling: Cycle | None = None  # the one whose body comes now
+        self._ahead: deque[Cycle] = deque()
+        self._reading = Reading.NOTHING
+        self._since = self._loop.time()  # when it began to wait for what is to come next
+        self._stalled = math.inf  # since when the client has read nothing of what is there
+        self._unread = 0  # bytes it had left to read at the last look
+        self._size = 0  # bytes of the body so far
+        self._chunked = False
+        self._counted = 0  # bytes of this head, or since the last piece of body
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._trailers, self._expects = 0, False
+        self._raw: bytes | None = None  # a head as it came, where its first byte is known
+        self._refusal: CallError | None = None
+        self._deaf = False  # nothing that comes is looked at any more
+        self._closes_by = math.inf
+        self._fresh = True  # nothing was ever heard
+        self._paused = False
+        self._room = asyncio.Event()
+        self._room.set()
+
+    # what uvicorn's server does with it
+
+    def shutdown(self) -> None:
+        """Serve what is under way, then no more."""
+        self.leaving = True
+        if self._cycle is None or self._cycle.complete:
+            self._close()
+
+    # the transport's callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._server.connections.add(self)  # type: ignore[arg-type]  # uvicorn's set is typed for its own protocols
+        peer = transport.get_extra_info("peername")
+        self.peer = str(peer[0]) if isinstance(peer, tuple) else ""
+        self._client = (self.peer, int(peer[1])) if self.peer else None
+        raw = transport.get_extra_info("socket")
+        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if problem := self._door.enter(self):
+            self._refuse(problem)
+            self._loop.call_later(LINGER, self.abort)  # the door does not look after it
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._door.leave(self)
+        self.transport = None
+        self._deaf = True
+        del self._parser  # it points back at us; this spares the collector the circle
+        for cycle in (self._cycle, self._filling, *self._ahead):
+            if cycle is not None:
+                cycle.left()
+        self._ahead.clear()
+        self._room.set()
+
+    def pause_writing(self) -> None:
+        self._room.clear()
+        self._stalled, self._unread = self._loop.time(), 0
+
+    def resume_writing(self) -> None:
+        self._room.set()
+        self._stalled = math.inf
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        if self._reading is Reading.NOTHING:
+            self._begin(data)
+        elif self._raw is not None and len(self._raw) <= MAX_TARGET + SLICE:
+            self._raw += data
+        try:
+            self._feed(memoryview(data))
+        except httptools.HttpParserError as error:
+            self._refuse(self._refusal or _problem(error, bytes(data[:MAX_METHOD])))
+            return
+        if self._ahead or (self._filling is not None and self._filling.full):
+            self._pause()
+
+    def _begin(self, data: bytes) -> None:
+        """The first bytes of a message, or of several."""
+        self._raw = data
+        self._reading, self._since, self._counted, self._fresh = Reading.HEAD, self._loop.time(), 0, False
+
+    def _feed(self, unread: memoryview) -> None:
+        while unread and not self._deaf:
+            whole = self._reading is Reading.BODY and not self._chunked
+            piece = unread if whole else unread[:SLICE]
+            unread = unread[len(piece) :]
+            before = self._reading, self._size
+            try:
+                self._parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as stopped:
+                unread = memoryview(bytes(piece[stopped.args[0] :]) + bytes(unread))
+                self._read_anew()
+            self._count(len(piece), came=before != (self._reading, self._size))
+
+    def _count(self, size: int, *, came: bool) -> None:
+        """`size` bytes were read, of a head, or between two pieces of body if none of it `came` with them."""
+        self._counted += size
+        if self._reading is Reading.HEAD and self._counted > MAX_HEAD:
+            self._raise(HeadTooLarge(f"the head is larger than {MAX_HEAD} bytes"))
+        if self._reading is Reading.BODY and came:
+            self._counted = 0
+        if self._reading is Reading.BODY and self._counted > MAX_FRAMING and self._chunked:
+            self._raise(MalformedRequest(f"more than {MAX_FRAMING} bytes of chunk extensions or trailers"))
+
+    # the parser's callbacks
+
+    def on_message_begin(self) -> None:
+        self._url = b""
+        self._headers = []
+        self._counted = 0
+        self._trailers, self._expects = 0, False
+        if self._reading is Reading.NOTHING:  # the second of one read
+            self._reading, self._since = Reading.HEAD, self._loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._reading is Reading.BODY:
+            self._trailers += 1  # and dropped: nobody asked for any
+        else:
+            name = name.lower()
+            self._headers.append((name, value))
+            if name == b"expect" and value.lower() == b"100-continue":
+                self._expects = True
+        if len(self._headers) > MAX_HEADERS:
+            self._raise(HeadTooLarge(f"more than {MAX_HEADERS} headers"))
+        if self._trailers > MAX_HEADERS:
+            self._raise(MalformedRequest(f"more than {MAX_HEADERS} trailers"))
+
+    def on_headers_complete(self) -> None:
+        method, version = self._parser.get_method(), self._parser.get_http_version()
+        if problem := flaw(method, self._url, version, self._headers):
+            self._raise(problem)
+        if self._raw is not None and not self._raw.startswith(b"%b %b HTTP/" % (method, self._url)):
+            self._raise(MalformedRequest("the request line holds more than two single spaces"))
+        self._raw = None
+        if self._parser.should_upgrade():
+            return  # it would skip the body: the head is read anew
+        if len(self._ahead) >= MAX_AHEAD:
+            self._raise(MalformedRequest(f"more than {MAX_AHEAD} requests ahead of their answers"))
+        keep = version == "1.1" and self._parser.should_keep_alive()
+        cycle = Cycle(self, self._scope(method, version), keep=keep, expects=self._expects)
+        self._filling, self._size = cycle, 0
+        self._chunked = any(name == b"transfer-encoding" for name, _ in self._headers)
+        self._reading = Reading.BODY
+        if self._cycle is None or self._cycle.complete:
+            self._start(cycle)
+        else:
+            self._ahead.append(cycle)
+
+    def on_body(self, body: bytes) -> None:
+        self._size += len(body)
+        if self._filling is not None and not self._filling.complete:
+            self._filling.came(body)
+
+    def on_message_complete(self) -> None:
+        if self._reading is not Reading.BODY:
+            return  # an offer, which is read anew
+        self._reading = Reading.NOTHING
+        cycle, self._filling = self._filling, None
+        if cycle is not None:
+            cycle.ended()
+            if not cycle.keep:
+                self._deaf = True  # what comes after the last request is nobody's
+            if cycle.complete:
+                self._rest(cycle)
+
+    def _read_anew(self) -> None:
+        """Read the head once more, without its offer: nobody has to accept one (clients.md §9 A 13).
+
+        A WebSocket's offer stays to be seen, under another name: the application refuses it in words.
+        """
+        kept = [(name, value) for name, value in self._headers if name not in (b"upgrade", b"connection")]
+        for name, value in self._headers:
+            if name == b"connection" and b"close" in value.lower():
+                kept.append((b"connection", b"close"))
+            if name == b"upgrade" and value.lower() == b"websocket":
+                kept.append((b"upgrade", value))
+        first = b"%b %b HTTP/%b" % (self._parser.get_method(), self._url, self._parser.get_http_version().encode())
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._raw = None
+        self._parser.feed_data(b"\r\n".join([first, *(b"%b: %b" % header for header in kept), b"", b""]))
+
+    def _scope(self, method: bytes, version: str) -> Scope:
+        path, _, query = self._url.partition(b"?")
+        decoded = path.decode("ascii")
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": version,
+            "method": method.decode("ascii"),
+            "scheme": "http",
+            "path": unquote(decoded) if "%" in decoded else decoded,
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": self._headers,
+            "client": self._client,
+            "server": None,
+        }
+
+    def _raise(self, problem: CallError) -> None:
+        """Out of the parser, which takes any exception for its own."""
+        self._refusal = problem
+        raise httptools.HttpParserError(problem.message)
+
+    # what a cycle does with it
+
+    @property
+    def always(self) -> bytes:
+        """The header lines of every response: the date, which uvicorn puts forward."""
+        return _lines(tuple(self._server.default_headers))
+
+    def write(self, data: bytes) -> None:
+        if self.transport is not None:
+            self.transport.write(data)
+
+    async def writable(self) -> None:
+        if not self._room.is_set():
+            await self._room.wait()
+
+    def take_more(self) -> None:
+        if self._paused and self.transport is not None and not self._ahead:
+            self._paused = False
+            self._since = self._loop.time()  # while it was made to wait it could not be slow
+            self.transport.resume_reading()
+
+    def finished(self, cycle: Cycle) -> None:
+        """The response is complete."""
+        self._server.total_requests += 1
+        self._rest(cycle)
+
+    def _rest(self, cycle: Cycle) -> None:
+        """After a response: the next that waits, or an end, or a pause. Not before its request has come whole, else the
+        client might never read the answer.
+        """
+        self._since = self._loop.time()
+        if self._deaf and cycle.more_body:
+            self._linger()
+        elif cycle.more_body:
+            self.take_more()
+        elif not cycle.keep or self.leaving:
+            self._close()
+        elif self._ahead:
+            self._start(self._ahead.popleft())
+        else:
+            self.take_more()
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _start(self, cycle: Cycle) -> None:
+        self._cycle = cycle
+        task = self._loop.create_task(cycle.run(self._app), name="request")
+        task.add_done_callback(self._server.tasks.discard)
+        self._server.tasks.add(task)
+
+    def _pause(self) -> None:
+        if self.transport is not None and not self._paused:
+            self._paused = True
+            self.transport.pause_reading()
+
+    def _close(self) -> None:
+        self._deaf = True
+        if self.transport is not None and self._closes_by == math.inf:
+            self._closes_by = self._loop.time() + self._door.limits.write_stall
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """Nothing more will be said; what still comes is thrown away for a moment. Closing at once would reset it."""
+        self._deaf = True
+        if self.transport is not None and self._closes_by == math.inf:
+            self._closes_by = self._loop.time() + LINGER
+            self.transport.write_eof()
+
+    # time, and what was refused
+
+    def check_time(self, now: float, limits: ServerConfig) -> None:
+        """Called now and then: close it where it takes too long."""
+        waited = now - self._since
+        if now > self._closes_by:
+            self.abort()
+        elif self._stalls(now, limits.write_stall):
+            self._door.refused("write_stall")
+            self.abort()
+        elif self._deaf:
+            return
+        elif self._fresh and waited > limits.head_timeout:
+            self._door.refused(RequestTimeout.reason)
+            self._close()
+        elif self._reading is Reading.HEAD and waited > limits.head_timeout:
+            self._refuse(RequestTimeout(f"no whole head within {limits.head_timeout:g} s (server.head_timeout)"))
+        elif self._reading is Reading.BODY and self._filling is not None and not self._paused:
+            self._check_body(self._filling, waited, limits)
+        elif self._idle and waited > limits.keep_alive:
+            self._close()
+
+    @property
+    def _idle(self) -> bool:
+        return self._reading is Reading.NOTHING and (self._cycle is None or self._cycle.complete)
+
+    def _stalls(self, now: float, limit: float) -> bool:
+        """Whether the client has read nothing for so long, though there is something."""
+        if self._stalled == math.inf or self.transport is None:
+            return False
+        unread = self.transport.get_write_buffer_size()
+        if unread != self._unread:
+            self._unread, self._stalled = unread, now
+        return now - self._stalled > limit
+
+    def _check_body(self, cycle: Cycle, waited: float, limits: ServerConfig) -> None:
+        if cycle.complete:  # it was answered, and goes on sending
+            if waited > limits.head_timeout:
+                self._close()
+        elif waited > limits.body_timeout:
+            self._refuse(RequestTimeout(f"no whole body within {limits.body_timeout:g} s (server.body_timeout)"))
+        elif waited > SLOW_AFTER and self._size < limits.body_rate * waited:
+            self._refuse(RequestTimeout(f"the body came slower than {limits.body_rate} bytes/s (server.body_rate)"))
+
+    def _refuse(self, problem: GatewayError) -> None:
+        """Say why, and close. Where a response is under way it is the last, and nothing is said into it."""
+        self._door.refused(problem.reason)
+        cycle, filling, self._filling = self._cycle, self._filling, None
+        self._deaf = True
+        self._ahead.clear()
+        if cycle is None or (cycle.complete and filling is None):
+            self.write(_refusal(problem, self._url))
+            self._linger()
+        elif cycle.complete:
+            self._linger()
+        else:
+            cycle.keep = False
+            if cycle is filling and isinstance(problem, CallError):
+                cycle.late(problem)
+
+
+@lru_cache(maxsize=4)
+def _lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+def _refusal(problem: GatewayError, url: bytes) -> bytes:
+    """A whole response, for what no application has seen."""
+    body = render(family(url.partition(b"?")[0].decode("ascii", "replace")), problem, "")
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        *status_headers(problem),
+        (b"connection", b"close"),
+    ]
+    return status_line(problem.status) + _lines(tuple(headers)) + b"\r\n" + body
+
+
+def _problem(error: httptools.HttpParserError, data: bytes) -> CallError:
+    if isinstance(error, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(data):
+        return WrongMethod(f"a method that is not spoken here: it takes {METHODS}", allow=METHODS)
+    if "HTTP version" in str(error):
+        return UnsupportedVersion("only HTTP/1.1 and HTTP/1.0 are spoken here")
+    return MalformedRequest("this is not a valid HTTP request")

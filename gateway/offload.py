@@ -1,0 +1,19 @@
+"""Work that grows with the size of a body: done in place where that is small, else in a thread beside the loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+LARGE = 256 * 1024  # bytes; reading so many takes less than a millisecond
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def sized(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `work` returns, or raises. It must be pure: whoever waits may leave while a thread is still at it."""
+    if size <= LARGE:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
