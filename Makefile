@@ -11,7 +11,8 @@ CLIENTS := .venv-clients
 FUZZ := .venv-fuzz
 PROPERTIES := tests/wire tests/config tests/api tests/dialects tests/faults tests/test_log.py
 
-.PHONY: run demo test check clients clients-slow clients-ready fuzz fuzz-quick lint bench bench-line bench-policy bench-overload soak bench-cancellations bench-rolling compatibility format schema clean
+.PHONY: run demo test check clients clients-slow clients-ready fuzz fuzz-quick lint bench bench-line bench-policy \
+	bench-overload soak bench-cancellations bench-rolling compatibility format schema clean
 
 run: $(VENV)/.core
 	$(BIN)/ollama-gateway serve $(ARGS)
