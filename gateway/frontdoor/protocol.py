@@ -2,7 +2,7 @@
 
 Of uvicorn it needs what every protocol of its server has: `shutdown`, and a place among its connections and asyncio
 tasks. The parser is httptools'; it has no bound of its own for a head, for the framing between two pieces of a body, or
-for trailers, so its input is counted here. Requests sent ahead of a response wait, and nothing more is read meanwhile.
+for trailers, so its input is counted here. Requests sent ahead of a response wait, up to a bound.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ MAX_HEAD = 64 * 1024  # bytes
 MAX_HEADERS = 100  # its trailers have as many
 MAX_FRAMING = 4 * 1024  # bytes between two pieces of a chunked body, or of its trailers
 SLICE = 4 * 1024  # of a head or a chunked body: fed at a time, so that what lies between is noticed
-MAX_AHEAD = 1024  # requests sent ahead of a response
+SOME_AHEAD = 16  # requests sent ahead of a response; then no more is read
+MAX_AHEAD = 1024  # the same of one read
 SLOW_AFTER = 10.0  # seconds a body may take before its rate counts
 MAX_METHOD = 1024  # bytes that are looked at to tell a method nobody knows from what is no HTTP
 LINGER = 2.0  # seconds a client that was refused may go on sending, so that it comes to read why
@@ -157,7 +158,7 @@ class Protocol(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._refuse(self._refusal or _problem(error, bytes(data[:MAX_METHOD])))
             return
-        if self._ahead or (self._filling is not None and self._filling.full):
+        if self._brimful:
             self._pause()
 
     def _begin(self, data: bytes) -> None:
@@ -306,7 +307,7 @@ class Protocol(asyncio.Protocol):
             await self._room.wait()
 
     def take_more(self) -> None:
-        if self._paused and self.transport is not None and not self._ahead:
+        if self._paused and self.transport is not None and not self._brimful:
             self._paused = False
             self._since = self._loop.time()  # while it was made to wait it could not be slow
             self.transport.resume_reading()
@@ -343,6 +344,11 @@ class Protocol(asyncio.Protocol):
         task = self._loop.create_task(cycle.run(self._app), name="request")
         task.add_done_callback(self._server.tasks.discard)
         self._server.tasks.add(task)
+
+    @property
+    def _brimful(self) -> bool:
+        """Whether nothing more is to be read for now. Not sooner than needed: meanwhile a departure goes unseen."""
+        return len(self._ahead) >= SOME_AHEAD or (self._filling is not None and self._filling.full)
 
     def _pause(self) -> None:
         if self.transport is not None and not self._paused:

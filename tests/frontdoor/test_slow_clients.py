@@ -95,6 +95,16 @@ async def test_what_is_sent_ahead_of_an_answer_is_held_back_beyond_a_bound() -> 
         assert len(connection._ahead[0].body) < 1_000_000
 
 
+async def test_c12_whoever_leaves_is_missed_though_another_request_was_sent_ahead() -> None:
+    async with house() as one, one.wire() as wire:
+        hanging = request(CHAT, json.dumps(ask("/hold 60000 hello")).encode())
+        await wire.send(hanging + hanging)
+        await one.until(lambda: one.engine.pool.instances["alpha"].held == 1)
+        wire.leave()
+        await one.quiet()
+        assert one.last_line()["status"] == 499
+
+
 async def test_an_idle_connection_is_closed_after_its_time_and_not_while_it_is_answered() -> None:
     async with house(keep_alive=0.1, head_timeout=0.1) as one, one.wire() as wire:
         await wire.send(request(CHAT, json.dumps(ask("/hold 300 hello")).encode()))
