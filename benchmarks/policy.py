@@ -19,13 +19,13 @@ from pathlib import Path
 
 from benchmarks.fleets import FLEETS, SLOTS, Arrival, Fleet, Homes, Outcome, World, trace
 from benchmarks.orders import Bound, least_connections, loaded_first, round_robin
-from benchmarks.virtual import run
 from gateway.call import Call, Candidate, Record
 from gateway.config import Config, LineConfig, Loaded
 from gateway.dialects import openai
 from gateway.engine import Engine
 from gateway.instances import Contents, MakeOrder, Pool, Ticket
 from gateway.simulator import Behaviour, SimulatedModel, Simulator
+from tests.virtual import run
 
 PAGE = Path(__file__).parent.parent / "docs" / "line.md"
 CALLS, SEEDS = 3000, 3

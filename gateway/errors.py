@@ -256,7 +256,7 @@ _OF_MODEL = {  # what Ollama says when it is the model that fails (ollama.md §4
 
 
 class ConnectFailed(UpstreamError):
-    """Refused, unreachable or too slow to accept: nothing was sent."""
+    """Refused, unreachable or too slow to accept: nothing was sent, but on a kept connection that was lost before."""
 
     code = "upstream_unavailable"
     reason = "connect"

@@ -161,7 +161,7 @@ class Answer:
     def on_body(self, data: bytes) -> None:
         if self.done:
             self.surplus = True
-        elif data:
+        else:
             self._since_body = 0
             self._pieces.append(data)
             self.untaken += len(data) + PIECE
@@ -222,11 +222,10 @@ class Connection(asyncio.Protocol):
 
         Returns early when the answer's head, or a failure, is there before the body was sent.
         """
-        if self._transport is None:
-            self.check()
-            raise ConnectionLost(self._name, "not connected")
-        self.answer = answer
+        self.check()
         transport = self._transport
+        assert transport is not None  # noqa: S101 - one that is not there has failed
+        self.answer = answer
         if len(body) < ONE_WRITE:
             transport.write(head + body)
             return
@@ -323,8 +322,6 @@ class Connection(asyncio.Protocol):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def data_received(self, data: bytes) -> None:
-        if self._failure is not None:
-            return
         if self.answer is None:
             self.abort()
             return

@@ -6,7 +6,7 @@ generating (ollama.md §4.6). A redirect is a status like any other; nothing is 
 
 The only second attempt made here: a connection that was kept open and is lost before the first byte of an answer was
 most likely closed by the instance as we wrote (ollama.md §4.6, faults.md U5). That request goes out once more, on a
-fresh connection.
+fresh connection. Where there is none to be had that is told of a request that was sent: the instance may have begun.
 """
 
 from __future__ import annotations
@@ -269,7 +269,12 @@ class Upstream:
                 if response.heard:
                     raise
         began = time.perf_counter()
-        response = self._response(await self._connect(loop, connect), request)
+        try:
+            connection = await self._connect(loop, connect)
+        except ConnectFailed as error:
+            error.sent = kept is not None  # once, on the connection that was lost
+            raise
+        response = self._response(connection, request)
         response.connected = time.perf_counter() - began
         return await response.begin(head, request.body, min(until, loop.time() + first), sending)
 
@@ -346,7 +351,7 @@ class Upstream:
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
-        while self._idle and now - self._idle[0].idle_since >= self._idle_for:
+        while self._idle and self._idle[0].idle_since + self._idle_for <= now:  # as the timer was set
             self._idle[0].abort()
         self._expiry = None
         if self._idle:
