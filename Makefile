@@ -11,7 +11,7 @@ CLIENTS := .venv-clients
 FUZZ := .venv-fuzz
 PROPERTIES := tests/wire tests/config tests/api tests/dialects tests/faults tests/test_log.py
 
-.PHONY: run demo test check clients clients-slow clients-ready fuzz fuzz-quick lint bench bench-line bench-policy \
+.PHONY: run demo test check simulate clients clients-slow clients-ready fuzz fuzz-quick lint bench bench-line bench-policy \
 	bench-overload soak bench-cancellations bench-rolling compatibility format schema clean
 
 run: $(VENV)/.core
@@ -24,6 +24,11 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
 
 check: lint test
+
+# Whole calls in virtual time: SCHEDULES of them, drawn anew each time, or the one of SEED, move by move.
+SCHEDULES ?= 10000
+simulate: $(VENV)/.dev
+	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--schedules $(SCHEDULES)) $(ARGS)
 
 clients: clients-ready
 	$(CLIENTS)/bin/python -m pytest tests/clients -m "not slow" $(ARGS)
