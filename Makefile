@@ -11,7 +11,7 @@ CLIENTS := .venv-clients
 FUZZ := .venv-fuzz
 PROPERTIES := tests/wire tests/config tests/api tests/dialects tests/faults tests/test_log.py
 
-.PHONY: run demo test check simulate clients clients-slow clients-ready fuzz fuzz-quick lint bench bench-line bench-policy \
+.PHONY: run demo test check simulate clients clients-slow clients-ready fuzz fuzz-quick fuzz-frontdoor lint bench bench-line bench-policy \
 	bench-overload soak bench-cancellations bench-rolling compatibility format schema clean
 
 run: $(VENV)/.core
@@ -44,6 +44,10 @@ fuzz: $(FUZZ)/.ready
 
 fuzz-quick: $(FUZZ)/.ready
 	$(FUZZ)/bin/python -m pytest tests/fuzz $(ARGS)
+
+# Nine thousand raw messages, read by us, h11, httptools and nginx (in the PATH or $$NGINX_PROGRAM); ARGS="40000 7" for more, other ones.
+fuzz-frontdoor: $(VENV)/.dev
+	$(BIN)/python -m tests.frontdoor.differences $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check $(CODE)
