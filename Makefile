@@ -31,10 +31,10 @@ simulate: $(VENV)/.dev
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--schedules $(SCHEDULES)) $(ARGS)
 
 clients: clients-ready
-	$(CLIENTS)/bin/python -m pytest tests/clients -m "not slow" $(ARGS)
+	$(CLIENTS)/bin/python -m pytest tests/clients --confcutdir=tests/clients -m "not slow" $(ARGS)
 
 clients-slow: clients-ready
-	$(CLIENTS)/bin/python -m pytest tests/clients -m slow $(ARGS)
+	$(CLIENTS)/bin/python -m pytest tests/clients --confcutdir=tests/clients -m slow $(ARGS)
 
 clients-ready: $(CLIENTS)/.ready tests/clients/node_modules/.ready
 
