@@ -158,7 +158,7 @@ class Watched(Placement):
 
     def waiting(self) -> list[Waiter]:
         wants = dict.fromkeys(want for demand in self._demands.values() for want in demand.wants)
-        return [waiter for want in wants for waiter in want.waiting()]
+        return [waiter for want in wants for level in want._levels for waiter in level._calls]
 
 
 def ramp(breaker: Breaker, limit: int, now: float) -> float:
@@ -518,6 +518,11 @@ class PoolMachine(RuleBasedStateMachine):
         assert owing <= promised
         for demand in self.order._demands.values():
             assert demand.promised is None or demand.promised.owes == demand.model
+
+    @invariant()
+    def a_load_that_is_waited_for_is_looked_for_again(self) -> None:
+        for _, _, places in self.order._homeless():
+            assert self.order.alarm() is not None or any(one.owes for one in self.pool._roster.within(places))
 
     @invariant()
     def a_trial_is_a_call_under_way(self) -> None:
