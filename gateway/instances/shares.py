@@ -163,9 +163,6 @@ class Level:
         first = next(iter(self._calls), None)
         return NEVER if first is None else first.since
 
-    def __iter__(self) -> Iterator[Waiter]:
-        return iter(self._calls)
-
     def __len__(self) -> int:
         return len(self._calls)
 
