@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -606,5 +607,6 @@ def _granted(task: asyncio.Task[Lease]) -> bool:
     return not task.cancelled() and task.exception() is None
 
 
+@pytest.mark.drawn
 def test_anything_in_any_order() -> None:
     run_state_machine_as_test(PoolMachine, settings=settings(max_examples=150, stateful_step_count=80, deadline=None))

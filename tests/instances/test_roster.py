@@ -329,5 +329,6 @@ class RosterMachine(RuleBasedStateMachine):
         self.world.look()
 
 
+@pytest.mark.drawn
 def test_the_masks_are_right_after_anything_in_any_order() -> None:
     run_state_machine_as_test(RosterMachine, settings=settings(max_examples=120, stateful_step_count=40, deadline=None))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -122,5 +123,6 @@ class SharesMachine(RuleBasedStateMachine):
             assert set(caller.levels) == own
 
 
+@pytest.mark.drawn
 def test_anything_may_happen_in_any_order() -> None:
     run_state_machine_as_test(SharesMachine, settings=settings(max_examples=60, stateful_step_count=50, deadline=None))
