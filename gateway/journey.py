@@ -16,7 +16,7 @@ from gateway.call import JSON, Call, Candidate, Plan, Priority, Record, Reply, m
 from gateway.catalog import Catalog
 from gateway.config import Config, RouteConfig, Timeouts
 from gateway.dialects import broken, refusal
-from gateway.errors import BadAnswer, CallTimeout, ConnectFailed, Refused, UpstreamError
+from gateway.errors import MAX_ASKED_FOR, BadAnswer, CallTimeout, ConnectFailed, Refused, UpstreamError
 from gateway.instances import Lease, Pool, Ticket
 from gateway.metrics import Metrics
 from gateway.offload import sized
@@ -28,7 +28,6 @@ T = TypeVar("T")
 MAX_REPLY = 64 * 2**20  # bytes of a finished answer; embeddings of many inputs are the largest
 MAX_REFUSAL = 64 * 2**10  # bytes of an error body that are looked at
 MAX_BACKOFF = 1.0  # seconds
-MAX_ASKED_FOR = 10.0  # seconds an instance may have us wait for it; where it asks for more, the client is told so
 
 
 class RetryBudget:
@@ -203,7 +202,7 @@ class Journey:
         lease.failed(error)
         if isinstance(error, Refused) and error.code == "model_not_found":
             self.means.catalog.missing(candidate.instance, candidate.model)
-        metrics.upstream_errors(candidate.instance, error.reason).inc()
+        metrics.upstream_errors(candidate.instance, error.cause or error.reason).inc()
         code = str(error.status) if isinstance(error, Refused) else "error"
         metrics.attempts(candidate.instance, candidate.model, code).inc()
 
@@ -217,9 +216,11 @@ class Journey:
         return most * self.means.random()
 
     def _bears(self, error: UpstreamError) -> bool:
-        """Whether the call can wait for as long as the instance asks."""
+        """Whether the call can wait for as long as the instance asks: in line, and by its own deadline."""
         asked, deadline = error.retry_after or 0.0, self.call.deadline
-        return asked <= MAX_ASKED_FOR and (deadline is None or self.means.now() + asked < deadline)
+        if asked > min(MAX_ASKED_FOR, self.limits.line - self.record.waited):
+            return False
+        return deadline is None or self.means.now() + asked < deadline
 
     def _final(self, error: UpstreamError) -> UpstreamError:
         """The error to tell. Where we tried several times, three attempts of a client would be nine (faults.md §1)."""

@@ -146,11 +146,18 @@ async def test_where_no_attempt_is_left_the_rate_limit_is_relayed_with_its_time(
         assert "too many requests" in reply.json["error"]["message"]
 
 
-async def test_nobody_waits_longer_than_its_deadline_for_a_rate_limit_to_pass() -> None:
-    async with one() as house, failing(house, "rate_limited", retry_after=600):
-        reply = await chat(house, X_Request_Timeout="0.2")
-        assert reply.status == 429
-        assert int(reply.headers["retry-after"]) >= 1
+@pytest.mark.parametrize(
+    ("asks", "timeout", "limits"),
+    [(600, "60", {}), (9, "5", {}), (9, "60", {"timeouts": {"line": 5}})],
+)
+async def test_who_cannot_wait_for_so_long_is_told_at_once_in_the_instances_words(
+    asks: int, timeout: str, limits: dict[str, Any]
+) -> None:
+    async with one(**limits) as house, failing(house, "rate_limited", retry_after=asks):
+        reply = await chat(house, X_Request_Timeout=timeout)
+        assert (reply.status, reply.headers["x-gateway-attempts"]) == (429, "1")
+        assert reply.headers["retry-after"] == str(min(asks, 30))
+        assert "too many requests" in reply.json["error"]["message"]
 
 
 async def test_a_mistake_of_the_client_is_relayed_once_and_held_against_nobody() -> None:
@@ -302,3 +309,4 @@ async def test_where_no_other_could_have_it_the_client_hears_the_instances_own_w
             assert (reply.status, reply.headers["x-gateway-attempts"]) == (500, "1")
             assert "more system memory" in reply.json["error"]["message"]
         assert (await chat(house, model=OTHER)).status == 200
+        assert await house.metric("gateway_upstream_errors_total", instance="alpha", reason="no_memory") == 3
