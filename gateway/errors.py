@@ -208,6 +208,10 @@ class NoInstance(CapacityError):
     reason = "no_instance"
 
 
+class NotToldYet(NoInstance):
+    """Nothing can be said of this call before an instance that has just come has told its models."""
+
+
 class ShuttingDown(CapacityError):
     status = 503
     kind = "api_error"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from gateway.call import JSON, Call, Candidate, Plan, Priority, Record, Reply, m
 from gateway.catalog import Catalog
 from gateway.config import Config, RouteConfig, Timeouts
 from gateway.dialects import broken, refusal
-from gateway.errors import MAX_ASKED_FOR, BadAnswer, CallTimeout, ConnectFailed, Refused, UpstreamError
+from gateway.errors import MAX_ASKED_FOR, BadAnswer, CallTimeout, ConnectFailed, NotToldYet, Refused, UpstreamError
 from gateway.instances import Lease, Pool, Ticket
 from gateway.metrics import Metrics
 from gateway.offload import sized
@@ -100,20 +100,39 @@ class Means:
 
 
 class Journey:
-    """One call's way through its candidates: which were tried, what each attempt gave, when to stop."""
+    """One call's way through its candidates: which were tried, what each attempt gave, when to stop.
 
-    def __init__(self, means: Means, call: Call, record: Record, drawn: Plan, setting: Setting) -> None:
+    `draw` gives its plan, or raises NotToldYet: then it waits in line until there is one.
+    """
+
+    def __init__(
+        self, means: Means, call: Call, record: Record, setting: Setting, draw: Callable[[Call], Plan]
+    ) -> None:
         self.means = means
         self.call = call
         self.record = record
         self.setting = setting
-        self.limits = setting.timeouts(drawn.route)
-        self._candidates = drawn.candidates
-        self._priority = setting.priority(call, drawn.route)
+        self._draw = draw
+        try:
+            drawn = draw(call)
+        except NotToldYet:
+            drawn = Plan(route="", task=call.task, candidates=())
+        self._go_by(drawn)
         self._since: float | None = None
         self._ticket: Ticket | None = None  # while it is in line
         self._tried: list[str] = []
         means.budget.earn()
+
+    def _go_by(self, drawn: Plan) -> None:
+        self.record.route, self.record.task = drawn.route, drawn.task
+        self.limits = self.setting.timeouts(drawn.route)
+        self._candidates = drawn.candidates
+        self._priority = self.setting.priority(self.call, drawn.route)
+
+    @property
+    def planned(self) -> bool:
+        """Whether it is known where it may go."""
+        return bool(self._candidates)
 
     async def fetch(self) -> Reply:
         """A finished answer from whichever candidate gives one. Raises GatewayError."""
@@ -154,6 +173,14 @@ class Journey:
 
     async def _lease(self) -> Lease:
         """A lease on a candidate, one not yet tried if there is any. Waits in line, at most `timeouts.line` in all."""
+        while not self.planned:
+            with suppress(NotToldYet):
+                await self._wait_in_line()  # nobody grants it anything: it is sent back when something was told
+            with suppress(NotToldYet):
+                self._go_by(self._draw(self.call))
+        return await self._wait_in_line()
+
+    async def _wait_in_line(self) -> Lease:
         call, record, began = self.call, self.record, self.means.now()
         self._ticket = Ticket(
             candidates=self._untried() or self._candidates,

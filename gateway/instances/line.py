@@ -287,7 +287,7 @@ class Order(Protocol):
     """
 
     def arrives(self, waiter: Waiter, now: float) -> Candidate | None:
-        """Where a new call goes at once. None: it waits, and is kept from now on."""
+        """Where a new call goes at once. None: it waits, and is kept from now on. One without candidates has to."""
 
     def serves(self, instance: Instance, now: float) -> tuple[Waiter, Candidate] | None:
         """Who of those that wait takes the room that `instance` has, if anyone."""
