@@ -302,6 +302,16 @@ class Breakers:
             if breaker.until is not None:
                 yield model, breaker, breaker.until
 
+    def left_out(self, model: str, now: float) -> str:
+        """For how long no call for `model` goes there as usual, and why, in words; "" where they do."""
+        whole = self.whole.until is not None
+        breaker = self.whole if whole else self.models.get(model)
+        if breaker is None or breaker.until is None:
+            return ""
+        left = breaker.until - now
+        until = f"for {left:.0f} s more" if left > 0 else "until one call has tried it"
+        return f"{'all models' if whole else f'model {model}'} {until}: {breaker.why}"
+
     def settle(self, limit: int, slots: Callable[[str], int], now: float) -> float:
         """Forget what is over and was told; when something next changes by itself, NEVER if nothing does."""
         due = min((own.settle(slots(model), now) for model, own in self.models.items()), default=NEVER)

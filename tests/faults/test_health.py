@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count
@@ -289,6 +290,22 @@ async def test_a_model_that_cannot_be_loaded_on_one_instance_goes_to_another_and
         assert 60 < seen["cooling"][MODEL]["seconds"] <= 120
         exposition = (await house.get("/metrics")).body.decode()
         assert f'gateway_upstream_model_cooling{{instance="alpha",model="{MODEL}"}} 1.0' in exposition
+
+
+async def test_explain_says_for_how_long_a_model_is_left_out_where_and_why() -> None:
+    async with two(breaker={"cooldown": 100, "failures": 2}) as house:
+        async with failing(house, "out_of_memory", model=MODEL):
+            await ask_until(house, lambda: model_state(house) == "open")
+        told = (await house.get(f"/gateway/explain?model={MODEL}")).json
+        (left_out,) = told["left_out"]
+        assert left_out["instance"] == "alpha"
+        words = rf"model {MODEL} for \d+ s more: it could not load the model: no_memory"
+        assert re.fullmatch(words, left_out["reason"])
+        assert (await house.get(f"/gateway/explain?model={OTHER}")).json["left_out"] == []
+        async with failing(house, "status"):
+            await ask_until(house, lambda: state(house) == "open", model=OTHER)
+        (left_out,) = (await house.get(f"/gateway/explain?model={OTHER}")).json["left_out"]
+        assert re.fullmatch(r"all models for \d+ s more: .+ failed calls in a row, .+", left_out["reason"])
 
 
 async def test_after_its_cooldown_the_model_is_tried_there_and_is_back() -> None:
