@@ -187,7 +187,7 @@ class Protocol(asyncio.Protocol):
     def _begin(self) -> None:
         """A message begins."""
         self._reading, self._since, self._fresh = Reading.HEAD, self._loop.time(), False
-        self._url, self._raw, self._seam, self._headers = b"", b"", b"", []
+        self._url, self._seam, self._headers = b"", b"", []
         self._counted = self._trailers = self._length = self._size = 0
         self._chunked = self._expects = False
 

@@ -15,6 +15,7 @@ from tests.house import House, ask, request
 CHAT = "/v1/chat/completions"
 HOST = b"Host: gateway\r\n"
 LIVEZ = request("/livez", b"", method="GET")
+SLOW = request(CHAT, json.dumps(ask("hello")).encode())
 CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nTransfer-Encoding: chunked\r\n\r\n"
 BEFORE = {
     "no body": LIVEZ,
@@ -61,18 +62,16 @@ async def test_a_bad_request_is_refused_after_a_sound_one_of_the_same_read_is_an
 
 
 async def test_all_sound_ones_are_answered_in_order_before_the_refusal_however_slow_the_first_is() -> None:
-    slow = request(CHAT, json.dumps(ask("/hold 100 hello")).encode())
-    async with House({"alpha": Behaviour()}) as house:
-        answer = await answered(house, slow + LIVEZ + request("/nowhere", b"{}") + b"GET /b ICE/1.0\r\n\r\n" + LIVEZ)
+    async with House({"alpha": Behaviour(first_token=0.1)}) as house:
+        answer = await answered(house, SLOW + LIVEZ + request("/nowhere", b"{}") + b"GET /b ICE/1.0\r\n\r\n" + LIVEZ)
     assert statuses(answer) == [200, 200, 404, 400]
     assert answer.index(b"chat.completion") < answer.index(b"alive") < answer.index(b"unknown_path")
     assert answer.count(b"connection: close") == 1
 
 
 async def test_a_bad_body_is_told_in_its_turn_and_by_the_application() -> None:
-    slow = request(CHAT, json.dumps(ask("/hold 100 hello")).encode())
-    async with House({"alpha": Behaviour()}) as house:
-        answer = await answered(house, slow + LIVEZ + CHUNKED + b"1\r\nab\r\n0\r\n\r\n" + LIVEZ)
+    async with House({"alpha": Behaviour(first_token=0.1)}) as house:
+        answer = await answered(house, SLOW + LIVEZ + CHUNKED + b"1\r\nab\r\n0\r\n\r\n" + LIVEZ)
         assert statuses(answer) == [200, 200, 400]
         assert answer.count(b"x-request-id: ") == 3
         assert house.last_line()["status"] == 400
@@ -88,18 +87,28 @@ async def test_a_refusal_is_in_the_words_of_its_own_path_not_of_the_one_before()
         assert b'{"type":"error"' in answer.rpartition(b"HTTP/1.1 400")[2]
 
 
+async def test_a_request_that_begins_where_none_may_adds_nothing_to_the_one_before() -> None:
+    evil = b"X-Request-Id: smuggled\r\nX-Evil: y\r\n\r\n"
+    async with House({"alpha": Behaviour()}) as house:
+        for before in BEFORE.values():
+            for line in (b"GET /b RTSP/1.0\r\n", b"GET  /b HTTP/1.1\r\n", b"\r\nGET /b HTTP/1.1\r\n"):
+                assert b"smuggled" not in await answered(house, before + line + HOST + evil)
+
+
 @pytest.mark.parametrize("after", [LIVEZ, b"no HTTP at all\r\n\r\n", b"\r\n" + LIVEZ])
 async def test_whatever_follows_a_request_that_closes_is_not_looked_at(after: bytes) -> None:
     closing = request("/livez", b"", "Connection: close", method="GET")
     async with House({"alpha": Behaviour()}) as house:
         assert statuses(await answered(house, closing + after)) == [200]
-        assert await house.metric("gateway_http_refusals_total", reason="bad_request") == 0
+        assert await house.metric("gateway_http_refusals_total", reason="malformed") == 0
 
 
 async def test_a_head_that_was_held_back_has_all_its_time_once_it_is_read_on() -> None:
-    slow = request(CHAT, json.dumps(ask("/hold 400 hello")).encode())
-    async with House({"alpha": Behaviour()}, {"server": {"head_timeout": 0.1}}) as house, house.wire() as wire:
-        await wire.send(slow + LIVEZ * 16 + LIVEZ[:20])
+    async with (
+        House({"alpha": Behaviour(first_token=0.4)}, {"server": {"head_timeout": 0.1}}) as house,
+        house.wire() as wire,
+    ):
+        await wire.send(SLOW + LIVEZ * 16 + LIVEZ[:20])
         await wire.until(b"chat.completion")
         await wire.send(LIVEZ[20:] + b"end\r\n\r\n")
         assert statuses(await wire.rest()) == [200] * 18 + [400]
