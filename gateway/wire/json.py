@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -33,7 +34,9 @@ _KINDS = {"array": "a list", "str": "a string", "int": "a number", "float": "a n
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{},"))
 _OPEN, _CLOSE = b"\x01", b"\xff"  # as signed bytes: one level down, one level up
 _STEPS = bytes.maketrans(b"[{]}", _OPEN * 2 + _CLOSE * 2)
+_ESCAPE = re.compile(rb"\\*+.?", re.DOTALL)  # the rest of one, where a block ends within
 _TEXT_BLOCK = 2**16
+_BLOCK = 2**20
 _NAMED = 60  # characters that are said back of a field's name
 
 
@@ -106,17 +109,22 @@ def _check_shape(body: bytes) -> None:
     many = len(body) > 2 * MAX_NODES and _has_more(body, b",", MAX_NODES // 2)
     if not (many or _has_more(body, b"[", MAX_DEPTH // 2) or _has_more(body, b"{", MAX_DEPTH // 2)):
         return
-    if b'\\"' in body:
-        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # A value has two strings at most, its key and itself, of two quotes each.
-    structure = _structure(body) if body.count(b'"') <= 4 * MAX_NODES else None
-    if structure is None or structure.count(b",") + structure.count(_OPEN) > MAX_NODES:
-        raise JsonProblem(f"the body holds more than {MAX_NODES} values")
-    if structure.count(_CLOSE) > structure.count(_OPEN):  # so that there are no more steps than values
-        raise JsonProblem("the body is not valid JSON: it closes more than it opens")
-    steps = memoryview(structure.replace(b",", b"")).cast("b")
-    if max(accumulate(steps), default=0) > MAX_DEPTH:
-        raise JsonProblem(f"the body is nested more than {MAX_DEPTH} levels deep")
+    values = level = 0
+    for structure in _structure(body):
+        opened, closed = structure.count(_OPEN), structure.count(_CLOSE)
+        values += structure.count(b",") + opened
+        if values > MAX_NODES:
+            raise _too_many()
+        if closed > level + opened:  # so that there are no more steps than values
+            raise JsonProblem("the body is not valid JSON: it closes more than it opens")
+        steps = memoryview(structure.replace(b",", b"")).cast("b")
+        if max(accumulate(steps, initial=level)) > MAX_DEPTH:
+            raise JsonProblem(f"the body is nested more than {MAX_DEPTH} levels deep")
+        level += opened - closed
+
+
+def _too_many() -> JsonProblem:
+    return JsonProblem(f"the body holds more than {MAX_NODES} values")
 
 
 def _has_more(body: bytes, byte: bytes, count: int) -> bool:
@@ -128,9 +136,26 @@ def _has_more(body: bytes, byte: bytes, count: int) -> bool:
     return True
 
 
-def _structure(body: bytes) -> bytes:
-    """Commas and brackets outside strings, brackets as steps up and down; nonsense for what is no JSON."""
-    return b"".join(body.split(b'"')[::2]).translate(_STEPS, _NOT_STRUCTURE)
+def _structure(body: bytes) -> Iterator[bytes]:
+    """Commas and brackets outside strings, brackets as steps up and down; nonsense for what is no JSON.
+
+    In blocks: a hostile body is refused at the first that is too much, and a thread that is at it lets others go on.
+    """
+    at, within, quotes = 0, 0, 0
+    while at < len(body):
+        end = at + _BLOCK
+        if body[end - 1 : end] == b"\\" and (escape := _ESCAPE.match(body, end)):
+            end = escape.end()
+        block = body[at:end]
+        at = end
+        if b"\\" in block:
+            block = block.replace(b"\\\\", b"").replace(b'\\"', b"")
+        found = block.count(b'"')
+        quotes += found
+        if quotes > 4 * MAX_NODES:  # a value has two strings at most, its key and itself, of two quotes each
+            raise _too_many()
+        yield b"".join(block.split(b'"')[within::2]).translate(_STEPS, _NOT_STRUCTURE)
+        within ^= found & 1
 
 
 def _each_once(body: bytes, fields: dict[str, Raw]) -> bool:

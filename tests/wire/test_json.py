@@ -123,6 +123,18 @@ def test_every_value_is_kept_as_the_bytes_that_came(value: dict[str, Any], space
     assert all(bytes(raw) in body for raw in fields.values())
 
 
+@pytest.mark.parametrize("block", [1, 2, 3, 7])
+@given(value=st.dictionaries(st.text(alphabet='a"\\\\[]{},'), st.text(alphabet='a"\\\\[]{},'), max_size=8))
+def test_where_a_large_body_is_cut_to_be_looked_at_changes_nothing(block: int, value: dict[str, str]) -> None:
+    body = b'{"a":' + b"[" * 62 + b"]" * 62 + b',"b":' + msgspec.json.encode(value) + b"}"
+    deep = body.replace(b"[]", b"[[[]]]", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json, "_BLOCK", block)
+        assert list(json.parse(body)) == ["a", "b"]
+        with pytest.raises(json.JsonProblem, match="nested"):
+            json.parse(deep)
+
+
 @given(body=st.binary() | st.text(alphabet='{}[]":,\\ud8001aeEN. \n').map(str.encode))
 @example(body=b'{"a":"\\')
 @example(body=b'{"":,"')
