@@ -11,7 +11,7 @@ CLIENTS := .venv-clients
 FUZZ := .venv-fuzz
 PROPERTIES := tests/wire tests/config tests/api tests/dialects tests/faults tests/test_log.py
 
-.PHONY: run demo test check simulate clients clients-slow clients-ready fuzz fuzz-quick fuzz-frontdoor lint bench bench-line bench-policy \
+.PHONY: run demo test check coverage simulate clients clients-slow clients-ready fuzz fuzz-quick fuzz-frontdoor lint bench bench-line bench-policy \
 	bench-overload soak bench-cancellations bench-rolling compatibility format schema clean
 
 run: $(VENV)/.core
@@ -24,6 +24,11 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
 
 check: lint test
+
+# Every branch of two rooms, or status 2. Only tests that do the same each time: what others cover is luck.
+coverage: $(VENV)/.dev
+	$(BIN)/python -m coverage run -m pytest -q -m "not hypothesis and not drawn" tests/instances tests/upstream $(ARGS)
+	$(BIN)/python -m coverage report
 
 # Whole calls in virtual time: SCHEDULES of them, drawn anew each time, or the one of SEED, move by move.
 SCHEDULES ?= 10000
