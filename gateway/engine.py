@@ -25,6 +25,7 @@ from gateway.errors import ConfigError, ConnectFailed, Exhausted
 from gateway.instances import Contents, Instance, MakeOrder, Pool, watch
 from gateway.journey import Means, RetryBudget, Setting
 from gateway.lists import Shows, Virtual
+from gateway.log import catch_up, lines_lost
 from gateway.metrics import MAX_CHILDREN, BreakerReading, InstanceReading, Metrics, Reading
 from gateway.upstream import Health, Prober, Upstream
 
@@ -260,6 +261,7 @@ class Engine:
             config=self._loaded.digest,
             reload_ok=self.reload_ok,
             reloaded_at=self.reloaded_at,
+            log_lines_lost=lines_lost(),
         )
 
     def _instance_reading(self, instance: Instance) -> InstanceReading:
@@ -349,12 +351,13 @@ class Engine:
         return found.ok, found.problem
 
     async def _watch_lag(self) -> None:
-        """Observe how late the loop runs a timer: the one number that explains a slow gateway."""
+        """Observe how late the loop runs a timer: the one number that explains a slow gateway. And see to the log."""
         while True:
             due = self._loop.time() + LAG_INTERVAL
             await asyncio.sleep(LAG_INTERVAL)
             self.metrics.loop_lag.observe(max(0.0, self._loop.time() - due))
             self._beat = time.monotonic()
+            catch_up()
 
     async def _watch_source(self, source: Source) -> None:
         """Poll what the configuration is made from: a ConfigMap swaps a link, which a watch on the file misses."""
