@@ -54,8 +54,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
+# What a call and a frame cost, beside nginx (in the PATH or $$NGINX_PROGRAM): 5 minutes. ARGS="--only streams-200 --rounds 3"
+# for some of it; ARGS=--help tells what there is.
 bench: $(VENV)/.core
-	$(BIN)/python -m benchmarks.figures
+	$(BIN)/python -m benchmarks.hotpath $(ARGS)
 
 # The line: what a decision costs, its order against others (4 minutes; ARGS=--write for docs/line.md), ten times too many
 # calls for a minute.

@@ -1,0 +1,226 @@
+"""An instance that costs next to nothing, to stand behind what is measured. `python -m benchmarks.hotpath.upstream`
+
+It speaks as an Ollama does, from bytes made beforehand, and is told what to do by fields that every gateway passes on:
+`max_tokens` frames, `presence_penalty` tens of seconds apart (0: as fast as they are taken; below 0: one, and then
+silence). Not by `seed`, which would make the answer one that a cache keeps. Each frame holds the time it was written, by the
+monotonic clock that all processes share, so whoever receives it knows its age.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from typing import cast
+
+import httptools
+import msgspec
+import uvloop
+
+MODEL = "llama3.1:8b"
+MARK = b"@"  # before the stamp, which has 16 digits; in no answer elsewhere
+STAMP = 16
+UNIT = 10_000.0  # milliseconds of one presence_penalty
+TICK = 0.001  # seconds
+BURST = 32  # frames written before another stream has its turn
+LISTENING = "answers at http://127.0.0.1:"
+
+_COMMON = b'"created":1700000000,"model":"%b","system_fingerprint":"fp_ollama",' % MODEL.encode()
+_EVENT = b'data: {"id":"chatcmpl-417","object":"chat.completion.chunk",' + _COMMON + b'"choices":'
+_DETAILS = {"format": "gguf", "family": "llama", "families": ["llama"], "parameter_size": "8.0B"}
+_ENTRY = {"name": MODEL, "model": MODEL, "size": 4_920_753_328, "digest": "46e0c10c039e" * 5, "details": _DETAILS}
+
+
+def _chunk(content: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(content), content)
+
+
+def _frame(delta: bytes) -> tuple[bytes, bytes]:
+    """What goes before and after the stamp."""
+    begin = _EVENT + b'[{"index":0,"delta":{' + delta + b'"content":" ' + MARK
+    end = b'"},"finish_reason":null}]}\n\n'
+    return b"%x\r\n%b" % (len(begin) + STAMP + len(end), begin), end + b"\r\n"
+
+
+def _reply(body: bytes, status: bytes = b"200 OK") -> bytes:
+    head = b"HTTP/1.1 %b\r\nContent-Type: application/json; charset=utf-8\r\n" % status
+    return head + b"Date: Tue, 14 Nov 2023 22:13:20 GMT\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nDate: Tue, 14 Nov 2023 22:13:20 GMT\r\n"
+HEAD += b"Transfer-Encoding: chunked\r\n\r\n"
+FIRST, FRAME = _frame(b'"role":"assistant",'), _frame(b"")
+STOP = _chunk(_EVENT + b'[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n')
+USAGE = _chunk(
+    _EVENT + b'[],"usage":{"prompt_tokens":31,"completion_tokens":100,"total_tokens":131}}\n\n',
+)
+DONE = _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+WHOLE = _reply(
+    b'{"id":"chatcmpl-417","object":"chat.completion",'
+    + _COMMON
+    + b'"choices":[{"index":0,"message":{"role":"assistant","content":"'
+    + b"A calm river under old stone bridges carries light. " * 5
+    + b'"},"finish_reason":"stop"}],"usage":{"prompt_tokens":31,"completion_tokens":60,"total_tokens":91}}'
+)
+NOTHING = _reply(b'{"error":"not found"}', b"404 Not Found")
+PAGES = {
+    b"/": _reply(b'"Ollama is running"'),
+    b"/api/version": _reply(b'{"version":"0.32.15"}'),
+    b"/api/tags": _reply(msgspec.json.encode({"models": [{**_ENTRY, "capabilities": ["completion", "tools"]}]})),
+    b"/api/ps": _reply(
+        msgspec.json.encode({"models": [{**_ENTRY, "size_vram": 6 << 30, "expires_at": "2318-01-01T00:00:00Z"}]})
+    ),
+    b"/api/show": _reply(msgspec.json.encode({"details": _DETAILS, "model_info": {"llama.context_length": 131072}})),
+    b"/v1/models": _reply(
+        msgspec.json.encode({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "library"}]})
+    ),
+}
+
+
+class _Options(msgspec.Struct):
+    include_usage: bool = False
+
+
+class _Ask(msgspec.Struct):
+    stream: bool | None = False
+    max_tokens: int | None = 1
+    presence_penalty: float | None = 0.0
+    stream_options: _Options | None = None
+
+
+_read = msgspec.json.Decoder(_Ask).decode
+
+
+class Wheel:
+    """Who has to speak at which millisecond; one timer for all."""
+
+    def __init__(self) -> None:
+        self._due: defaultdict[int, list[Speaker]] = defaultdict(list)
+        self._turned = time.monotonic_ns() // 1_000_000
+        self._loop = asyncio.get_running_loop()
+        self._turn()
+
+    def add(self, speaker: Speaker, milliseconds: int) -> None:
+        self._due[max(speaker.due + milliseconds, self._turned + 1)].append(speaker)
+
+    def _turn(self) -> None:
+        now = time.monotonic_ns() // 1_000_000
+        for moment in range(self._turned + 1, now + 1):
+            self._turned = moment
+            for speaker in self._due.pop(moment, ()):
+                speaker.due = moment
+                speaker.speak()
+        self._loop.call_later(TICK, self._turn)
+
+
+class Speaker:
+    """One stream, under way."""
+
+    __slots__ = ("_connection", "_interval", "_left", "_usage", "_wheel", "due")
+
+    def __init__(self, connection: Connection, ask: _Ask, wheel: Wheel) -> None:
+        self._connection, self._wheel = connection, wheel
+        self._left = ask.max_tokens or 1
+        self._interval = round((ask.presence_penalty or 0.0) * UNIT)
+        self._usage = ask.stream_options is not None and ask.stream_options.include_usage
+        self.due = time.monotonic_ns() // 1_000_000
+
+    def begin(self) -> None:
+        before, after = FIRST
+        self._connection.write(b"%b%b%016d%b" % (HEAD, before, time.monotonic_ns() // 1000, after))
+        self._left -= 1
+        if self._interval == 0:
+            self.rush()
+        elif self._interval > 0:
+            self._wheel.add(self, self._interval)
+
+    def speak(self) -> None:
+        """One frame, now, and the next in its time."""
+        if self._connection.closed:
+            return
+        if self._left == 0:
+            self._end()
+            return
+        before, after = FRAME
+        self._connection.write(b"%b%016d%b" % (before, time.monotonic_ns() // 1000, after))
+        self._left -= 1
+        self._wheel.add(self, self._interval)
+
+    def rush(self) -> None:
+        """As many frames as are taken, some at a time."""
+        if self._connection.closed or self._connection.full:
+            return
+        (before, after), write = FRAME, self._connection.write
+        for _ in range(min(BURST, self._left)):
+            write(b"%b%016d%b" % (before, time.monotonic_ns() // 1000, after))
+            self._left -= 1
+        if self._left == 0:
+            self._end()
+        else:
+            asyncio.get_running_loop().call_soon(self.rush)
+
+    def resumed(self) -> None:
+        if self._interval == 0 and self._left > 0:
+            self.rush()
+
+    def _end(self) -> None:
+        self._connection.write(STOP + USAGE + DONE if self._usage else STOP + DONE)
+        self._connection.speaker = None
+
+
+class Connection(asyncio.Protocol):
+    """One client; one request at a time."""
+
+    def __init__(self, wheel: Wheel) -> None:
+        self._wheel = wheel
+        self._parser = httptools.HttpRequestParser(self)
+        self._url, self._body = b"", b""
+        self.closed = self.full = False
+        self.speaker: Speaker | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.write = self.transport.write
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed, self.speaker = True, None
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def pause_writing(self) -> None:
+        self.full = True
+
+    def resume_writing(self) -> None:
+        self.full = False
+        if self.speaker is not None:
+            self.speaker.resumed()
+
+    def on_url(self, url: bytes) -> None:
+        self._url, self._body = url, b""
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        if not self._url.startswith(b"/v1/chat/completions"):
+            self.write(PAGES.get(self._url, NOTHING))
+            return
+        ask = _read(self._body)
+        if not ask.stream:
+            self.write(WHOLE)
+            return
+        self.speaker = Speaker(self, ask, self._wheel)
+        self.speaker.begin()
+
+
+async def main() -> None:
+    wheel = Wheel()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Connection(wheel), "127.0.0.1", 0, backlog=4096)
+    print(f"{LISTENING}{server.sockets[0].getsockname()[1]}", flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
