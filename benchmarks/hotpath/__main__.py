@@ -83,9 +83,9 @@ def main() -> None:
     if not any(work.naive for work in works) and "naive" in names:
         names.remove("naive")
     kernel.many_files()
-    kernel.first()
     kernel.pin(kernel.REST)
-    outcome = uvloop.run(rounds(works, given.rounds or (10 if given.full else 5), names))
+    with kernel.first():
+        outcome = uvloop.run(rounds(works, given.rounds or (10 if given.full else 5), names))
     if given.json:
         given.json.write_text(json.dumps(outcome.summary(), indent=2))
     print(report(outcome))

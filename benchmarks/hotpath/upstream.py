@@ -2,8 +2,8 @@
 
 It speaks as an Ollama does, from bytes made beforehand, and is told what to do by fields that every gateway passes on:
 `max_tokens` frames, `presence_penalty` tens of seconds apart (0: as fast as they are taken; below 0: one, and then
-silence). Not by `seed`, which would make the answer one that a cache keeps. Each frame holds the time it was written, by the
-monotonic clock that all processes share, so whoever receives it knows its age.
+silence). Not by `seed`, which would make the answer one that a cache keeps. Each frame holds the time it was written,
+by the monotonic clock that all processes share, so whoever receives it knows its age.
 """
 
 from __future__ import annotations
