@@ -129,6 +129,8 @@ class Caller(asyncio.Protocol):
                 run.told.delay.add(now - stamp)
                 if self._first:
                     run.told.ttft.add(now - self._sent)
+            if self._first:
+                run.spoke()
             self._first = False
             place = text.find(MARK, end)
         self._tail = text[max(end, len(text) - STAMP - 1) :]
@@ -172,6 +174,8 @@ class Run:
         self._tasks: set[asyncio.Task[None]] = set()
         self.told = Told()
         self.counting = self.over = False
+        self._answered = 0  # streams that had their first frame, since the beginning
+        self._enough: tuple[int, asyncio.Event] | None = None
 
     def next(self, number: int, *, first: bool) -> tuple[int, bytes]:
         """Frames to expect, and the request. First streams are of all lengths, so that they do not go in step."""
@@ -214,6 +218,18 @@ class Run:
         for caller in self._callers.values():
             caller.leave()
         await asyncio.sleep(0.01)
+
+    def spoke(self) -> None:
+        """A stream had its first frame."""
+        self._answered += 1
+        if self._enough is not None and self._answered >= self._enough[0]:
+            self._enough[1].set()
+
+    async def until_answered(self, streams: int) -> None:
+        """Until so many streams had their first frame."""
+        if self._answered < streams:
+            self._enough = (streams, asyncio.Event())
+            await self._enough[1].wait()
 
     async def measure(self, watched: Sequence[int], rest: Sequence[int]) -> Told:
         """What happens in the seconds of the load, and the processor time it takes."""

@@ -56,7 +56,7 @@ class Outcome:
             if name not in told or CONTROL not in told:
                 continue
             ours, theirs = figure(told[name]), figure(told[CONTROL])
-            if ours is None or theirs is None:
+            if ours is None or not theirs:
                 continue
             base = (usual(told[NOTHING]) or 0.0) if usual else 0.0
             yield (ours - base) / (max(theirs - base, LEAST) if usual else theirs)

@@ -116,12 +116,13 @@ class Wheel:
 class Speaker:
     """One stream, under way."""
 
-    __slots__ = ("_connection", "_interval", "_left", "_usage", "_wheel", "due")
+    __slots__ = ("_connection", "_interval", "_left", "_rushing", "_usage", "_wheel", "due")
 
     def __init__(self, connection: Connection, ask: _Ask, wheel: Wheel) -> None:
         self._connection, self._wheel = connection, wheel
         self._left = ask.max_tokens or 1
         self._interval = round((ask.presence_penalty or 0.0) * UNIT)
+        self._rushing = False
         self._usage = ask.stream_options is not None and ask.stream_options.include_usage
         self.due = time.monotonic_ns() // 1_000_000
 
@@ -148,6 +149,7 @@ class Speaker:
 
     def rush(self) -> None:
         """As many frames as are taken, some at a time."""
+        self._rushing = False
         if self._connection.closed or self._connection.full:
             return
         (before, after), write = FRAME, self._connection.write
@@ -157,10 +159,11 @@ class Speaker:
         if self._left == 0:
             self._end()
         else:
+            self._rushing = True
             asyncio.get_running_loop().call_soon(self.rush)
 
     def resumed(self) -> None:
-        if self._interval == 0 and self._left > 0:
+        if self._interval == 0 and self._left > 0 and not self._rushing:
             self.rush()
 
     def _end(self) -> None:
