@@ -59,6 +59,10 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.core
 	$(BIN)/python -m benchmarks.hotpath $(ARGS)
 
+# Instructions of a call and a frame, held to those recorded (valgrind): half a minute.
+bench-instructions: $(VENV)/.core
+	$(BIN)/python -m benchmarks.hotpath.instructions $(ARGS)
+
 # The line: what a decision costs, its order against others (4 minutes; ARGS=--write for docs/line.md), ten times too many
 # calls for a minute.
 bench-line: $(VENV)/.core

@@ -26,8 +26,8 @@ PATIENCE = 60.0  # seconds until a contender listens
 
 _GATEWAY = """
 instances: [{{name: one, url: "{url}", max_concurrent: 4096}}]
-server: {{max_connections: 16384, max_connections_per_address: 16384}}
-"""  # limits are raised; nothing is turned off
+server: {{max_connections: 16384, max_connections_per_address: 16384, drain_delay: 0, drain_timeout: 1}}
+"""  # limits are raised, and it goes at once when it is told to; nothing is turned off
 _NGINX = """
 daemon off; pid {home}/nginx.pid; error_log {home}/errors.log; worker_processes 1; worker_rlimit_nofile 65536; {user}
 events {{ worker_connections 16384; }}
@@ -140,10 +140,12 @@ def _written(home: Path, name: str, text: str) -> Path:
 
 
 @asynccontextmanager
-async def gateway(home: Path, upstream: Address, *, config: str = _GATEWAY) -> AsyncIterator[Contender]:
-    """Ours, with everything on that is on by default, its log in a file."""
+async def gateway(
+    home: Path, upstream: Address, *, config: str = _GATEWAY, under: Sequence[str] = ()
+) -> AsyncIterator[Contender]:
+    """Ours, with everything on that is on by default, its log in a file; `under` a program that watches it."""
     file = _written(home, "routes.yaml", config.format(url=url(upstream)))
-    command = (sys.executable, "-m", "gateway", "serve", "--config", str(file), "--port", "0")
+    command = (*under, sys.executable, "-m", "gateway", "serve", "--config", str(file), "--port", "0")
     with (home / "log").open("wb") as log:
         async with process(command, kernel.CONTENDER, output=PIPE, errors=log) as running:
             address = await _said(running, "API http://127.0.0.1:")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ class Load:
     interval: float = 0.0
     warm_up: float = 0.5  # seconds
     seconds: float = 2.0
+    calls: int = 0  # of each caller, who then is done; 0: as many as there is time for
 
     def body(self, frames: int) -> dict[str, object]:
         asked: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": SAID}]}
@@ -85,13 +87,26 @@ class Told:
 class Caller(asyncio.Protocol):
     """One connection, and the calls on it, one after the other."""
 
-    __slots__ = ("_expected", "_first", "_frames", "_open", "_parser", "_run", "_sent", "_tail", "_transport", "number")
+    __slots__ = (
+        "_expected",
+        "_first",
+        "_frames",
+        "_left",
+        "_open",
+        "_parser",
+        "_run",
+        "_sent",
+        "_tail",
+        "_transport",
+        "number",
+    )
 
     def __init__(self, run: Run, number: int) -> None:
         self._run, self.number = run, number
         self._expected = self._frames = self._sent = 0
         self._open = self._first = False
         self._tail = b""
+        self._left = run.load.calls or sys.maxsize
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -142,7 +157,10 @@ class Caller(asyncio.Protocol):
         elif run.counting:
             run.told.calls += 1
             run.told.took.add(time.monotonic_ns() // 1000 - self._sent)
-        if not self._parser.should_keep_alive():
+        self._left -= 1
+        if not self._left:
+            run.did(self.number)
+        elif not self._parser.should_keep_alive():
             self._transport.close()
         elif not run.over:
             self._call()
@@ -168,7 +186,7 @@ class Run:
     """One load against one address."""
 
     def __init__(self, load: Load, address: Address) -> None:
-        self._load, self._address = load, address
+        self.load, self._address = load, address
         self._request = load.request(load.frames)
         self._callers: dict[int, Caller] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,13 +194,15 @@ class Run:
         self.counting = self.over = False
         self._answered = 0  # streams that had their first frame, since the beginning
         self._enough: tuple[int, asyncio.Event] | None = None
+        self._busy = set(range(load.callers))
+        self._done = asyncio.Event()
 
     def next(self, number: int, *, first: bool) -> tuple[int, bytes]:
         """Frames to expect, and the request. First streams are of all lengths, so that they do not go in step."""
-        if first and self._load.interval > 0:
-            frames = max(1, self._load.frames * (number + 1) // self._load.callers)
-            return frames, self._load.request(frames)
-        return self._load.frames, self._request
+        if first and self.load.interval > 0:
+            frames = max(1, self.load.frames * (number + 1) // self.load.callers)
+            return frames, self.load.request(frames)
+        return self.load.frames, self._request
 
     def wrong(self, problem: str) -> None:
         self.told.errors[problem] += 1
@@ -205,8 +225,8 @@ class Run:
 
     async def __aenter__(self) -> Self:
         """All callers have begun, over the better part of the warm-up."""
-        began, slice_ = time.monotonic(), self._load.warm_up * 0.6 / self._load.callers
-        for number in range(self._load.callers):
+        began, slice_ = time.monotonic(), self.load.warm_up * 0.6 / self.load.callers
+        for number in range(self.load.callers):
             await self._connect(number)
             await asyncio.sleep(max(0.0, began + (number + 1) * slice_ - time.monotonic()))
         return self
@@ -231,12 +251,22 @@ class Run:
             self._enough = (streams, asyncio.Event())
             await self._enough[1].wait()
 
+    def did(self, number: int) -> None:
+        """That caller has made all its calls."""
+        self._busy.discard(number)
+        if not self._busy:
+            self._done.set()
+
+    async def until_done(self) -> None:
+        """Until every caller has made all its calls."""
+        await self._done.wait()
+
     async def measure(self, watched: Sequence[int], rest: Sequence[int]) -> Told:
         """What happens in the seconds of the load, and the processor time it takes."""
-        await asyncio.sleep(self._load.warm_up * 0.4)
+        await asyncio.sleep(self.load.warm_up * 0.4)
         began, cpu, other = time.monotonic(), kernel.cpu(watched), kernel.cpu(rest)
         self.counting = True
-        await asyncio.sleep(self._load.seconds)
+        await asyncio.sleep(self.load.seconds)
         self.counting, told = False, self.told
         told.cpu, told.rest = kernel.cpu(watched) - cpu, kernel.cpu(rest) - other
         told.seconds = time.monotonic() - began

@@ -33,14 +33,14 @@ def environment(**others: str) -> str:
         f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}",
         f"commit {_commit()}",
         f"{len(kernel.CORES)} cores ({_processor()}), Linux {'.'.join(platform.release().split('.')[:2])}",
-        f"CPython {platform.python_version()} {_build()}",
+        f"CPython {platform.python_version()} {build()}",
         *(f"{name} {_version(name)}" for name in PACKAGES),
         *(f"{name} {value}" for name, value in others.items() if value),
     ]
     return ", ".join(told) + f". Others wanted the processors at its end: {kernel.pressure()}."
 
 
-def _build() -> str:
+def build() -> str:
     made = sysconfig.get_config_var("CONFIG_ARGS") or ""
     return "with PGO" if "--enable-optimizations" in made else "without PGO"
 
