@@ -63,6 +63,14 @@ bench: $(VENV)/.core
 bench-instructions: $(VENV)/.core
 	$(BIN)/python -m benchmarks.hotpath.instructions $(ARGS)
 
+# For how long the event loop is held by a scrape, a reload, a 20 MB body, 10,000 waiting calls...: a minute.
+bench-stalls: $(VENV)/.core
+	$(BIN)/python -m benchmarks.hotpath.stalls $(ARGS)
+
+# From the start to the first call served, and the memory then: a quarter of a minute.
+bench-start: $(VENV)/.core
+	$(BIN)/python -m benchmarks.hotpath.start $(ARGS)
+
 # The line: what a decision costs, its order against others (4 minutes; ARGS=--write for docs/line.md), ten times too many
 # calls for a minute.
 bench-line: $(VENV)/.core

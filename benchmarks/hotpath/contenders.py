@@ -115,9 +115,9 @@ async def listening(address: Address) -> None:
 
 
 @asynccontextmanager
-async def instance() -> AsyncIterator[Contender]:
+async def instance(*more: str) -> AsyncIterator[Contender]:
     """The instance behind all of them."""
-    command = (sys.executable, "-m", "benchmarks.hotpath.upstream")
+    command = (sys.executable, "-m", "benchmarks.hotpath.upstream", *more)
     async with process(command, kernel.REST, output=PIPE) as running:
         yield Contender("direct", await _said(running, LISTENING), ())
 
@@ -141,11 +141,11 @@ def _written(home: Path, name: str, text: str) -> Path:
 
 @asynccontextmanager
 async def gateway(
-    home: Path, upstream: Address, *, config: str = _GATEWAY, under: Sequence[str] = ()
+    home: Path, upstream: Address, *, config: str = _GATEWAY, under: Sequence[str] = (), module: str = "gateway"
 ) -> AsyncIterator[Contender]:
     """Ours, with everything on that is on by default, its log in a file; `under` a program that watches it."""
     file = _written(home, "routes.yaml", config.format(url=url(upstream)))
-    command = (*under, sys.executable, "-m", "gateway", "serve", "--config", str(file), "--port", "0")
+    command = (*under, sys.executable, "-m", module, "serve", "--config", str(file), "--port", "0")
     with (home / "log").open("wb") as log:
         async with process(command, kernel.CONTENDER, output=PIPE, errors=log) as running:
             address = await _said(running, "API http://127.0.0.1:")

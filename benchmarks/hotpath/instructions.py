@@ -1,8 +1,8 @@
 """How many instructions a call and a frame take, counted by valgrind. `make bench-instructions`
 
 No busy machine changes these. The gateway runs under callgrind, which counts what it executes itself, not what the
-kernel does for it. The counts are held to those in instructions.json, of the same interpreter: more than a tenth more is
-a failure. `--record` puts this run's there.
+kernel does for it. The counts are held to those in instructions.json, of the same interpreter: more than a tenth more
+is a failure. `--record` puts the counts of this run there.
 """
 
 from __future__ import annotations

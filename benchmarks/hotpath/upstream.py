@@ -2,15 +2,18 @@
 
 It speaks as an Ollama does, from bytes made beforehand, and is told what to do by fields that every gateway passes on:
 `max_tokens` frames, `presence_penalty` tens of seconds apart (0: as fast as they are taken; below 0: one, and then
-silence). Not by `seed`, which would make the answer one that a cache keeps. Each frame holds the time it was written,
-by the monotonic clock that all processes share, so whoever receives it knows its age.
+silence); the second one has `frequency_penalty` MiB of text more. Not by `seed`, which would make the answer one that
+a cache keeps. Each frame holds the time it was written, by the monotonic clock that all processes share, so whoever
+receives it knows its age.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import time
 from collections import defaultdict
+from functools import partial
 from typing import cast
 
 import httptools
@@ -35,10 +38,10 @@ def _chunk(content: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(content), content)
 
 
-def _frame(delta: bytes) -> tuple[bytes, bytes]:
-    """What goes before and after the stamp."""
+def _frame(delta: bytes, more: int = 0) -> tuple[bytes, bytes]:
+    """What goes before and after the stamp, with so many bytes more of text."""
     begin = _EVENT + b'[{"index":0,"delta":{' + delta + b'"content":" ' + MARK
-    end = b'"},"finish_reason":null}]}\n\n'
+    end = b"x" * more + b'"},"finish_reason":null}]}\n\n'
     return b"%x\r\n%b" % (len(begin) + STAMP + len(end), begin), end + b"\r\n"
 
 
@@ -63,18 +66,23 @@ WHOLE = _reply(
     + b'"},"finish_reason":"stop"}],"usage":{"prompt_tokens":31,"completion_tokens":60,"total_tokens":91}}'
 )
 NOTHING = _reply(b'{"error":"not found"}', b"404 Not Found")
-PAGES = {
-    b"/": _reply(b'"Ollama is running"'),
-    b"/api/version": _reply(b'{"version":"0.32.15"}'),
-    b"/api/tags": _reply(msgspec.json.encode({"models": [{**_ENTRY, "capabilities": ["completion", "tools"]}]})),
-    b"/api/ps": _reply(
-        msgspec.json.encode({"models": [{**_ENTRY, "size_vram": 6 << 30, "expires_at": "2318-01-01T00:00:00Z"}]})
-    ),
-    b"/api/show": _reply(msgspec.json.encode({"details": _DETAILS, "model_info": {"llama.context_length": 131072}})),
-    b"/v1/models": _reply(
-        msgspec.json.encode({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "library"}]})
-    ),
-}
+
+
+def pages(models: int) -> dict[bytes, bytes]:
+    """What is asked of it besides calls, with so many models, all of them loaded."""
+    names = [MODEL, *(f"bench-{number}:8b" for number in range(1, models))]
+    known = [{**_ENTRY, "name": name, "model": name} for name in names]
+    installed = [{**one, "capabilities": ["completion", "tools"]} for one in known]
+    loaded = [{**one, "size_vram": 6 << 30, "expires_at": "2318-01-01T00:00:00Z"} for one in known]
+    listed = [{"id": name, "object": "model", "owned_by": "library"} for name in names]
+    told = {
+        b"/api/version": {"version": "0.32.15"},
+        b"/api/tags": {"models": installed},
+        b"/api/ps": {"models": loaded},
+        b"/api/show": {"details": _DETAILS, "model_info": {"llama.context_length": 131072}},
+        b"/v1/models": {"object": "list", "data": listed},
+    }
+    return {path: _reply(msgspec.json.encode(page)) for path, page in told.items()}
 
 
 class _Options(msgspec.Struct):
@@ -85,6 +93,7 @@ class _Ask(msgspec.Struct):
     stream: bool | None = False
     max_tokens: int | None = 1
     presence_penalty: float | None = 0.0
+    frequency_penalty: float | None = 0.0
     stream_options: _Options | None = None
 
 
@@ -116,12 +125,13 @@ class Wheel:
 class Speaker:
     """One stream, under way."""
 
-    __slots__ = ("_connection", "_interval", "_left", "_rushing", "_usage", "_wheel", "due")
+    __slots__ = ("_connection", "_interval", "_large", "_left", "_rushing", "_usage", "_wheel", "due")
 
     def __init__(self, connection: Connection, ask: _Ask, wheel: Wheel) -> None:
         self._connection, self._wheel = connection, wheel
         self._left = ask.max_tokens or 1
         self._interval = round((ask.presence_penalty or 0.0) * UNIT)
+        self._large = round((ask.frequency_penalty or 0.0) * 2**20)
         self._rushing = False
         self._usage = ask.stream_options is not None and ask.stream_options.include_usage
         self.due = time.monotonic_ns() // 1_000_000
@@ -143,6 +153,8 @@ class Speaker:
             self._end()
             return
         before, after = FRAME
+        if self._large:
+            (before, after), self._large = _frame(b"", self._large), 0
         self._connection.write(b"%b%016d%b" % (before, time.monotonic_ns() // 1000, after))
         self._left -= 1
         self._wheel.add(self, self._interval)
@@ -174,10 +186,10 @@ class Speaker:
 class Connection(asyncio.Protocol):
     """One client; one request at a time."""
 
-    def __init__(self, wheel: Wheel) -> None:
-        self._wheel = wheel
+    def __init__(self, wheel: Wheel, known: dict[bytes, bytes]) -> None:
+        self._wheel, self._pages = wheel, known
         self._parser = httptools.HttpRequestParser(self)
-        self._url, self._body = b"", b""
+        self._url, self._body = b"", bytearray()
         self.closed = self.full = False
         self.speaker: Speaker | None = None
 
@@ -200,14 +212,14 @@ class Connection(asyncio.Protocol):
             self.speaker.resumed()
 
     def on_url(self, url: bytes) -> None:
-        self._url, self._body = url, b""
+        self._url, self._body = url, bytearray()
 
     def on_body(self, body: bytes) -> None:
         self._body += body
 
     def on_message_complete(self) -> None:
         if not self._url.startswith(b"/v1/chat/completions"):
-            self.write(PAGES.get(self._url, NOTHING))
+            self.write(self._pages.get(self._url, NOTHING))
             return
         ask = _read(self._body)
         if not ask.stream:
@@ -217,13 +229,25 @@ class Connection(asyncio.Protocol):
         self.speaker.begin()
 
 
-async def main() -> None:
-    wheel = Wheel()
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(wheel), "127.0.0.1", 0, backlog=4096)
-    print(f"{LISTENING}{server.sockets[0].getsockname()[1]}", flush=True)
-    await server.serve_forever()
+async def serve(addresses: int, models: int) -> None:
+    """At one port of so many addresses: 127.0.0.1, 127.0.0.2, and on."""
+    wheel, known, loop = Wheel(), pages(models), asyncio.get_running_loop()
+    port = 0
+    for number in range(1, addresses + 1):
+        make = partial(Connection, wheel, known)
+        server = await loop.create_server(make, f"127.0.0.{number}", port, backlog=4096)
+        port = server.sockets[0].getsockname()[1]
+    print(f"{LISTENING}{port}", flush=True)
+    await loop.create_future()
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--addresses", type=int, default=1)
+    options.add_argument("--models", type=int, default=1)
+    given = options.parse_args()
+    uvloop.run(serve(given.addresses, given.models))
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    main()
