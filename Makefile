@@ -71,6 +71,10 @@ bench-stalls: $(VENV)/.core
 bench-start: $(VENV)/.core
 	$(BIN)/python -m benchmarks.hotpath.start $(ARGS)
 
+# The pure parts by themselves: microseconds, and that ten times as much takes no more than fifteen times as long.
+bench-parts: $(VENV)/.dev
+	$(BIN)/python -m pytest benchmarks/parts.py --benchmark-columns=min,median,iqr --benchmark-sort=name $(ARGS)
+
 # The line: what a decision costs, its order against others (4 minutes; ARGS=--write for docs/line.md), ten times too many
 # calls for a minute.
 bench-line: $(VENV)/.core
