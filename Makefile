@@ -11,8 +11,11 @@ CLIENTS := .venv-clients
 FUZZ := .venv-fuzz
 PROPERTIES := tests/wire tests/config tests/api tests/dialects tests/faults tests/test_log.py
 
-.PHONY: run demo test check simulate clients clients-slow clients-ready fuzz fuzz-quick fuzz-frontdoor lint bench bench-line bench-policy \
-	bench-overload soak bench-cancellations bench-rolling compatibility format schema clean
+# Other gateways, to be measured beside ours; in an environment of their own.
+PEERS := .venv-peers
+
+.PHONY: run demo test check simulate clients clients-slow clients-ready fuzz fuzz-quick fuzz-frontdoor lint bench bench-peers bench-stalls bench-start \
+	bench-instructions bench-parts bench-line bench-policy bench-overload soak bench-cancellations bench-rolling compatibility format schema clean
 
 run: $(VENV)/.core
 	$(BIN)/ollama-gateway serve $(ARGS)
@@ -75,6 +78,10 @@ bench-start: $(VENV)/.core
 bench-parts: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks/parts.py --benchmark-columns=min,median,iqr --benchmark-sort=name $(ARGS)
 
+# The same for LiteLLM, from PyPI, and for others: ARGS='--peer "name=program --port {port} --upstream {url}"'. 2 minutes.
+bench-peers: $(VENV)/.core $(PEERS)/.ready
+	$(BIN)/python -m benchmarks.hotpath.peers --litellm $(PEERS)/bin/litellm $(ARGS)
+
 # The line: what a decision costs, its order against others (4 minutes; ARGS=--write for docs/line.md), ten times too many
 # calls for a minute.
 bench-line: $(VENV)/.core
@@ -108,7 +115,7 @@ schema: $(VENV)/.dev
 	$(BIN)/python -c "import json; from gateway.config import json_schema; print(json.dumps(json_schema(), indent=2))" > gateway/routes.schema.json
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(FUZZ) tests/clients/node_modules
+	rm -rf $(VENV) $(CLIENTS) $(FUZZ) $(PEERS) tests/clients/node_modules
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed, this is ' + sys.version.split()[0] + '. Try: make PYTHON=python3.12 ...')"
@@ -130,6 +137,11 @@ $(CLIENTS)/.ready: pyproject.toml
 $(FUZZ)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(FUZZ)
 	$(FUZZ)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@touch $@
+
+$(PEERS)/.ready:
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]'
 	@touch $@
 
 tests/clients/node_modules/.ready: tests/clients/package-lock.json

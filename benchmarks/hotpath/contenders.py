@@ -11,8 +11,8 @@ import subprocess
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -133,7 +133,8 @@ async def _said(running: asyncio.subprocess.Process, before: str) -> Address:
     raise RuntimeError("it ended before it listened")
 
 
-def _written(home: Path, name: str, text: str) -> Path:
+def written(home: Path, name: str, text: str) -> Path:
+    """A file of a contender's."""
     home.mkdir(parents=True, exist_ok=True)
     (home / name).write_text(text)
     return home / name
@@ -144,7 +145,7 @@ async def gateway(
     home: Path, upstream: Address, *, config: str = _GATEWAY, under: Sequence[str] = (), module: str = "gateway"
 ) -> AsyncIterator[Contender]:
     """Ours, with everything on that is on by default, its log in a file; `under` a program that watches it."""
-    file = _written(home, "routes.yaml", config.format(url=url(upstream)))
+    file = written(home, "routes.yaml", config.format(url=url(upstream)))
     command = (*under, sys.executable, "-m", module, "serve", "--config", str(file), "--port", "0")
     with (home / "log").open("wb") as log:
         async with process(command, kernel.CONTENDER, output=PIPE, errors=log) as running:
@@ -158,7 +159,7 @@ async def nginx(home: Path, upstream: Address) -> AsyncIterator[Contender]:
     address = ("127.0.0.1", free_port())
     user = "user root;" if os.geteuid() == 0 else ""
     text = _NGINX.format(home=home, user=user, upstream=f"{upstream[0]}:{upstream[1]}", port=address[1])
-    file = _written(home, "nginx.conf", text)
+    file = written(home, "nginx.conf", text)
     command = (nginx_program() or "nginx", "-p", str(home), "-c", str(file), "-e", str(home / "errors.log"))
     async with process(command, kernel.CONTENDER) as running:
         await listening(address)
@@ -180,16 +181,17 @@ def url(address: Address) -> str:
     return f"http://{address[0]}:{address[1]}"
 
 
-KINDS = {"gateway": gateway, "nginx": nginx, "naive": naive}
+Kind = Callable[[Path, Address], AbstractAsyncContextManager[Contender]]
+KINDS: dict[str, Kind] = {"gateway": gateway, "nginx": nginx, "starlette + httpx": naive}
 
 
 @asynccontextmanager
-async def field(names: Iterable[str], home: Path) -> AsyncIterator[tuple[list[Contender], list[int]]]:
+async def field(kinds: Mapping[str, Kind], home: Path) -> AsyncIterator[tuple[list[Contender], list[int]]]:
     """All of them, running, the instance first; and the pids of the callers (us) and the instance."""
     async with AsyncExitStack() as stack:
         behind = await stack.enter_async_context(instance())
-        kinds = [KINDS[name](home / name, behind.address) for name in names]
-        found = [behind, *[await stack.enter_async_context(one) for one in kinds]]
+        contexts = [kind(home / str(number), behind.address) for number, kind in enumerate(kinds.values())]
+        found = [behind, *[await stack.enter_async_context(one) for one in contexts]]
         ours = {pid for one in found for pid in one.pids}
         rest = [pid for pid in kernel.tree(os.getpid()) if pid not in ours]
         yield found, rest

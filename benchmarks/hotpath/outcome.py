@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,12 @@ class Outcome:
         """To nginx, the median of the rounds; `added`: of what each adds to the usual time (p50) of asking directly."""
         return _median(self._ratios(work, name, FIGURES[figure], _usual(figure) if added else None))
 
+    def times(self, work: Work, name: str, figure: str) -> float | None:
+        """How many times ours, the median of the rounds."""
+        read = FIGURES[figure]
+        pairs = [(read(told[name]), read(told[OURS])) for told in self.rows[work]]
+        return _median(theirs / ours for theirs, ours in pairs if theirs and ours)
+
     def errors(self, work: Work, name: str) -> Counter[str]:
         return sum((told[name].errors for told in self.rows[work] if name in told), Counter())
 
@@ -62,7 +68,7 @@ class Outcome:
             yield (ours - base) / (max(theirs - base, LEAST) if usual else theirs)
 
 
-def _median(values: Iterator[float | None]) -> float | None:
+def _median(values: Iterable[float | None]) -> float | None:
     found = [value for value in values if value is not None]
     return statistics.median(found) if found else None
 
