@@ -31,11 +31,11 @@ BOUND = 10.0  # milliseconds
 INSTANCES, MODELS, ROUTES, WAITING = 50, 200, 50, 10_000
 HANG = 60.0  # seconds
 STREAMS = Load(callers=50, frames=100, interval=20)
-QUEUE = Load(callers=WAITING, frames=5, interval=20, warm_up=12.0)  # seconds over which they come
+QUEUE = Load(callers=WAITING, frames=5, interval=20, warm_up=12.0, calls=1)  # seconds over which they come
 
 _LIMITS = "server: {max_connections: 16384, max_connections_per_address: 16384, drain_delay: 0, drain_timeout: 1}\n"
 _HEALTH = "health: {interval: 1s, catalog: 3s}\n"  # more often than by default, so that a round comes soon
-_LINE = "line: {max_calls: 20000, max_calls_per_caller: 20000}\n"
+_LINE = "line: {max_calls: 20000, max_calls_per_caller: 20000}\ntimeouts: {line: 1h}\n"
 
 
 def many(port: int, routes: int = ROUTES, health: str = "") -> str:
@@ -187,6 +187,7 @@ async def crowd(stage: Stage) -> None:
     await stage.during(f"{WAITING:,} calls come to wait", come)
     await stage.during(f"{WAITING:,} calls wait", nothing)
     await stage.during(f"{WAITING:,} calls leave at once", leave)
+    assert not run.told.errors, run.told.errors
 
 
 @asynccontextmanager
