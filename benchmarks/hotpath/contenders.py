@@ -82,7 +82,7 @@ async def process(
         cwd="/",
         stdout=output,
         stderr=errors,
-        preexec_fn=lambda: kernel.pin(cores),
+        preexec_fn=lambda: kernel.child(cores),
     )
     try:
         yield running

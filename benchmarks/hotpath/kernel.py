@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,6 +13,8 @@ CORES = sorted(os.sched_getaffinity(0))
 CONTENDER = CORES[:1] if len(CORES) > 1 else CORES  # what is measured has a core to itself
 REST = CORES[1:2] or CORES  # the instance behind it and the callers before it share another
 NICE = -10
+_libc = ctypes.CDLL(None)
+_PDEATHSIG = 1
 
 
 def tree(pid: int) -> list[int]:
@@ -44,6 +48,12 @@ def memory(pids: Iterable[int]) -> int:
 def resident(pid: int) -> int:
     """Bytes in memory."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def child(cores: list[int]) -> None:
+    """In a process about to become one of ours: it has its cores, and ends when we do, however that comes about."""
+    pin(cores)
+    _libc.prctl(_PDEATHSIG, signal.SIGTERM)
 
 
 def pin(cores: list[int]) -> None:
