@@ -31,6 +31,9 @@ def options() -> argparse.Namespace:
     found.add_argument("--only", help=f"some of the work, with commas: {', '.join(known)}")
     found.add_argument("--without", default="", help=f"leave some out: nginx,{NAIVE}")
     found.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    found.add_argument(
+        "--alone", action="store_true", help="nothing else may run meanwhile (root): p99 on a busy machine"
+    )
     found.add_argument("--strict", action="store_true", help="exit with 1 where something that must be is not")
     found.add_argument("--json", type=Path, help="write every single turn there")
     return found.parse_args()
@@ -61,11 +64,12 @@ def main() -> None:
     given = options()
     kernel.many_files()
     kernel.pin(kernel.REST)
-    with kernel.first(), tempfile.TemporaryDirectory(prefix="bench-") as home:
+    with kernel.first(alone=given.alone), tempfile.TemporaryDirectory(prefix="bench-") as home:
         outcome, idle = uvloop.run(everything(given, Path(home)))
     kept = goals.goals(outcome, idle)
     control = {"nginx": version((nginx_program() or "nginx", "-v")).rpartition("/")[2]}
-    told = [page.environment(**control), goals.table(kept), report(outcome)]
+    alone = " Nothing else could run meanwhile." if given.alone else ""
+    told = [page.environment(**control) + alone, goals.table(kept), report(outcome)]
     told += [f"**Memory, {memory.STREAMS:,} idle streams**\n\n{memory.table(idle)}"] if idle else []
     text = "\n\n".join(part for part in told if part)
     print(text)
