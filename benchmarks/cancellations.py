@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import vitals
-from benchmarks.figures import Address, running
+from benchmarks.processes import Address, running
 from benchmarks.starved import Machine, Starved
 from benchmarks.traffic import Client, post
 from benchmarks.vitals import Vitals
