@@ -47,7 +47,7 @@ async def test_who_asks_is_told_when_an_answer_is_whole_while_nobody_reads() -> 
     async with speaking(ending(end)) as instance, reaching(instance.url) as upstream:
         with await upstream.open(POST, connect=5, first=5) as response:
             assert await response.read() == b"hello"
-            response.when_whole(told.set)
+            response.when_over(told.set)
             assert not response.whole
             end.set()
             async with asyncio.timeout(5):
@@ -63,7 +63,7 @@ async def test_a_reader_that_waits_is_given_the_end_and_nobody_is_told_of_it() -
     end, told = asyncio.Event(), asyncio.Event()
     async with speaking(ending(end)) as instance, reaching(instance.url) as upstream:
         with await upstream.open(POST, connect=5, first=5) as response:
-            response.when_whole(told.set)
+            response.when_over(told.set)
             assert await response.read() == b"hello"
             reader = asyncio.ensure_future(response.read_all(100))
             await asyncio.sleep(0)
@@ -83,7 +83,7 @@ async def test_an_answer_that_was_left_tells_nobody_of_the_next_one_on_its_conne
     async with speaking(script) as instance, reaching(instance.url) as upstream:
         with await upstream.open(POST, connect=5, first=5) as left:
             assert await left.read_all(100) == b"hello"
-        left.when_whole(told.set)
+        left.when_over(told.set)
         with await upstream.open(POST, connect=5, first=5) as response:
             assert response.reused
             end.set()
