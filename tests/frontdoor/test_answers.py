@@ -142,6 +142,7 @@ BROKEN: dict[str, Speak] = {
     "nothing said": nothing,
     "fewer bytes than announced": failing,
     "more bytes than announced": saying(b"abc", b"de", headers=length(4)),
+    "a body where none was announced": saying(b"abc", headers=length(0)),
     "half an answer": half,
     "two beginnings": starting_twice,
     "a body without a head": body_first,
@@ -191,6 +192,20 @@ async def test_what_an_application_hears_body_in_pieces_then_nothing_until_its_a
         await one.send(b"cd")
         await one.rest()
     assert told == [("http.request", b"ab", True), ("http.request", b"cd", False), ("http.disconnect", b"", False)]
+
+
+async def test_no_go_ahead_is_said_into_an_answer() -> None:
+    async def late(receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"go on", "more_body": True})
+        await receive()
+        await send({"type": "http.response.body"})
+
+    async with wire(late) as one:
+        await one.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-Continue\r\n\r\n")
+        await one.until(b"go on")
+        await one.send(b"abcd")
+        assert b"100 Continue" not in await one.rest()
 
 
 @pytest.mark.parametrize("asks", [True, False])
