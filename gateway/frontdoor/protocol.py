@@ -140,7 +140,6 @@ class Protocol(asyncio.Protocol):
         self._server.connections.discard(self)
         self._door.leave(self)
         self.transport = None
-        self._deaf = True
         del self._parser  # it points back at us; this spares the collector the circle
         for cycle in (self._cycle, self._filling, *self._ahead):
             if cycle is not None:
