@@ -14,7 +14,7 @@ PROPERTIES := tests/wire tests/config tests/api tests/dialects tests/faults test
 # Other gateways, to be measured beside ours; in an environment of their own.
 PEERS := .venv-peers
 
-.PHONY: run demo test check simulate clients clients-slow clients-ready fuzz fuzz-quick fuzz-frontdoor lint bench bench-peers bench-stalls bench-start \
+.PHONY: run demo test check coverage simulate clients clients-slow clients-ready fuzz fuzz-quick fuzz-frontdoor lint bench bench-peers bench-stalls bench-start \
 	bench-instructions bench-parts bench-line bench-policy bench-overload soak bench-cancellations bench-rolling compatibility format schema clean
 
 run: $(VENV)/.core
@@ -27,6 +27,11 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
 
 check: lint test
+
+# Every branch of two rooms, or status 2. Only tests that do the same each time: what others cover is luck.
+coverage: $(VENV)/.dev
+	$(BIN)/python -m coverage run -m pytest -q -m "not hypothesis and not drawn" tests/instances tests/upstream $(ARGS)
+	$(BIN)/python -m coverage report
 
 # Whole calls in virtual time: SCHEDULES of them, drawn anew each time, or the one of SEED, move by move.
 SCHEDULES ?= 10000

@@ -17,6 +17,7 @@ import structlog
 
 from gateway import __version__
 from gateway.cache import Cache
+from gateway.call import Plan, model_key
 from gateway.catalog import Catalog
 from gateway.config import Config, InstanceConfig, Loaded
 from gateway.dispatch import Dispatch
@@ -24,6 +25,7 @@ from gateway.errors import ConfigError, ConnectFailed, Exhausted
 from gateway.instances import Contents, Instance, MakeOrder, Pool, watch
 from gateway.journey import Means, RetryBudget, Setting
 from gateway.lists import Shows, Virtual
+from gateway.log import catch_up, lines_lost
 from gateway.metrics import MAX_CHILDREN, BreakerReading, InstanceReading, Metrics, Reading
 from gateway.upstream import Health, Prober, Upstream
 
@@ -189,6 +191,15 @@ class Engine:
         attached = self._attached.get(name)
         return attached.last if attached else None
 
+    def left_out(self, drawn: Plan) -> Iterator[tuple[str, str]]:
+        """Of a plan's candidates those that get no such call now, as calls failed there: (instance, why in words)."""
+        now, instances = self._loop.time(), self.pool.instances
+        for one in drawn.candidates:
+            if one.instance in instances:
+                why = instances[one.instance].breakers.left_out(model_key(one.model), now)
+                if why:
+                    yield one.instance, why
+
     def prober(self, name: str) -> Prober:
         """Who asks the instance `name`. Raises ConnectFailed where it has left."""
         attached = self._attached.get(name)
@@ -250,6 +261,7 @@ class Engine:
             config=self._loaded.digest,
             reload_ok=self.reload_ok,
             reloaded_at=self.reloaded_at,
+            log_lines_lost=lines_lost(),
         )
 
     def _instance_reading(self, instance: Instance) -> InstanceReading:
@@ -339,12 +351,13 @@ class Engine:
         return found.ok, found.problem
 
     async def _watch_lag(self) -> None:
-        """Observe how late the loop runs a timer: the one number that explains a slow gateway."""
+        """Observe how late the loop runs a timer: the one number that explains a slow gateway. And see to the log."""
         while True:
             due = self._loop.time() + LAG_INTERVAL
             await asyncio.sleep(LAG_INTERVAL)
             self.metrics.loop_lag.observe(max(0.0, self._loop.time() - due))
             self._beat = time.monotonic()
+            catch_up()
 
     async def _watch_source(self, source: Source) -> None:
         """Poll what the configuration is made from: a ConfigMap swaps a link, which a watch on the file misses."""

@@ -3,7 +3,8 @@
 After the first content frame there is no second attempt, and an answer is whole only if its own end marker was seen;
 everything else is raised as an error, after the frames that came before it were handed out.
 
-The instance's place is given back as soon as its answer is whole: what a slow client has yet to read is kept here.
+The instance's place is given back as soon as it has done its part, well or not: what a slow client has yet to read, an
+error at its end included, is kept here.
 """
 
 from __future__ import annotations
@@ -54,9 +55,7 @@ class Exchange:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, UpstreamError):
-            self._journey.failed(self._lease, error)
-        self._give_back()
+        self._give_back(error if isinstance(error, UpstreamError) else self._broken)
         record = self._journey.record
         record.upstream = self._now() - self._sent_at  # once more: what a slow client takes is no time of ours
         record.usage = self._reader.usage
@@ -79,8 +78,8 @@ class Exchange:
             error.code = StreamBroken.code  # whatever broke it: the client has part of an answer
             raise
         self._ready = []
-        if self._ended and self._response.whole:
-            self._give_back()
+        if self._broken is not None or self._response.over:
+            self._conclude()
         record = self._journey.record
         record.frames += len(frames)
         record.tokens_span = self._now() - self._first_at
@@ -112,26 +111,34 @@ class Exchange:
         self._first_at = self._now()
         self._journey.answered(lease, self._first_at - self._sent_at)
         self._held = held.pop_all()
-        self._response.when_whole(self._all_here)
+        self._response.when_over(self._conclude)
 
-    def _all_here(self) -> None:
-        """The instance has ended while the client still reads. Synchronous: called as its last bytes come in."""
+    def _conclude(self) -> None:
+        """The instance has done its part, and the client may still read. Synchronous: called as its last bytes come."""
         try:
-            if not self._ended:
-                self._ready = self._sound(self._lease.candidate.instance, self._response.unread())
-        except BadAnswer as error:
-            self._broken = error
-        if self._ended:
-            self._give_back()
+            if not self._ended and self._broken is None:
+                self._ready += self._sound(self._lease.candidate.instance, self._response.unread())
+            if not self._ended and self._broken is None:
+                self._response.check()
+                raise self._endless(self._lease)
+        except UpstreamError as error:
+            self._broken = error.with_traceback(None)  # it is kept, and would keep the frames it came through
+        self._give_back(self._broken)
 
-    def _give_back(self) -> None:
-        """End the lease and the response. Idempotent."""
+    @staticmethod
+    def _endless(lease: Lease) -> StreamBroken:
+        return StreamBroken(lease.candidate.instance, "the stream ended without its end marker")
+
+    def _give_back(self, error: UpstreamError | None) -> None:
+        """End the lease and the response, and count what became of them. Idempotent."""
         if self._given_back:
             return
         self._given_back = True
         self._journey.record.upstream = self._now() - self._sent_at
         if self._ended:
             self._journey.done(self._lease)
+        elif error is not None:
+            self._journey.failed(self._lease, error)
         self._held.close()
 
     async def _read(self, lease: Lease, response: Response) -> list[Frame]:
@@ -142,7 +149,7 @@ class Exchange:
         while not frames and not self._ended:
             data = await response.read()
             if not data:
-                raise StreamBroken(lease.candidate.instance, "the stream ended without its end marker")
+                raise self._endless(lease)
             frames = self._sound(lease.candidate.instance, data)
             if self._broken is not None and not frames:
                 raise self._broken

@@ -1,13 +1,18 @@
 """How the gateway speaks to its operator: events and their facts, one line per call and one per change.
 
 Readable text on a terminal, JSON lines otherwise. Prompts and answers never appear; what a client supplied is cut to
-256 characters and stripped of control characters, so that a line stays a line.
+256 characters and stripped of control characters, so that a line stays a line. No call waits for a line to be written.
 """
 
 from __future__ import annotations
 
+import io
 import logging
+import os
+import select
 import sys
+import time
+from collections import deque
 from collections.abc import Mapping, MutableMapping
 from typing import Any, TextIO
 
@@ -18,6 +23,8 @@ from gateway.call import Record
 from gateway.config import LogConfig
 
 MAX_TEXT = 256  # characters of any one value
+MAX_KEPT = 1024 * 1024  # bytes of lines that a reader who is late may have before him
+LAST_WORDS = 0.5  # seconds such a reader is given at the end
 _CONTROL = dict.fromkeys((*range(32), *range(127, 160), 0x2028, 0x2029, *range(0xD800, 0xE000)), " ")
 _LINE_ENDS = {char: f"\\u{char:04x}" for char in (0x85, 0x2028, 0x2029)}  # for some readers; JSON allows them
 _CONTROL_IN_TRACE = {char: space for char, space in _CONTROL.items() if char not in (9, 10)}
@@ -46,7 +53,7 @@ def configure(config: LogConfig, out: TextIO = sys.stderr) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(out)
+    handler = _handler(out)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[
@@ -63,6 +70,96 @@ def configure(config: LogConfig, out: TextIO = sys.stderr) -> None:
     root.setLevel(config.level.upper())
     for noisy in ("httpx", "asyncio", "uvicorn"):  # what they have to say, we say in our own words
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class Outlet(logging.Handler):
+    """Writes to a file, a pipe or a terminal, and never waits for it: no call may depend on a disk or on a reader.
+
+    What a pipe has no room for is kept until it has, within a bound. What is beyond, or what a full disk refuses, is
+    lost and counted.
+    """
+
+    def __init__(self, file: int) -> None:
+        super().__init__()
+        self.lost = 0  # lines
+        self._file = file
+        self._room = select.poll()
+        self._room.register(file, select.POLLOUT)
+        self._kept: deque[bytes] = deque()
+        self._size = 0  # bytes kept
+        self._begun = False  # some of the first that is kept is written
+        self._torn = False  # what was written last ends in the middle of a line
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = f"{self.format(record)}\n".encode(errors="backslashreplace")
+        except Exception:  # noqa: BLE001 - as every handler of logging does
+            self.handleError(record)
+            return
+        if self._size + len(line) <= MAX_KEPT:
+            self._kept.append(line)
+            self._size += len(line)
+        else:
+            self.lost += 1
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what there is room for."""
+        self.acquire()
+        try:
+            while self._kept and self._room.poll(0) and self._write():
+                pass
+        finally:
+            self.release()
+
+    def close(self) -> None:
+        ends = time.monotonic() + LAST_WORDS
+        while self._kept and (left := ends - time.monotonic()) > 0 and self._room.poll(left * 1000):
+            self.flush()
+        super().close()
+
+    def _write(self) -> bool:
+        """The next piece, small enough for a pipe that says it has room; False where it had none after all."""
+        line = self._kept.popleft()
+        self._size -= len(line)
+        written = 0
+        try:
+            if self._torn:
+                os.write(self._file, b"\n")
+                self._torn = False
+            written = os.write(self._file, line[: select.PIPE_BUF])
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.lost += 1
+            self._torn, self._begun = self._torn or self._begun, False
+            return True
+        if rest := line[written:]:
+            self._kept.appendleft(rest)
+            self._size += len(rest)
+        self._begun = bool(rest) and (written > 0 or self._begun)
+        return written > 0
+
+
+def _handler(out: TextIO) -> logging.Handler:
+    try:
+        return Outlet(out.fileno())
+    except io.UnsupportedOperation:  # nothing of the system's: a text in memory
+        return logging.StreamHandler(out)
+
+
+def _outlets() -> list[Outlet]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, Outlet)]
+
+
+def catch_up() -> None:
+    """Write what was kept, where there is room now."""
+    for outlet in _outlets():
+        outlet.flush()
+
+
+def lines_lost() -> int:
+    return sum(outlet.lost for outlet in _outlets())
 
 
 def call_facts(record: Record, duration: float) -> dict[str, Any]:

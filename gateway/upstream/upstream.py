@@ -102,10 +102,15 @@ class Response:
         """All of it is here, read or not: the instance has nothing more to do for it."""
         return self._answer.done
 
-    def when_whole(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called if it becomes whole while nobody reads."""
+    @property
+    def over(self) -> bool:
+        """Nothing more will come: it is whole, or broken off. What came may be unread yet."""
+        return self._answer.done or self._connection.lost
+
+    def when_over(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called, once, if that comes about while nobody reads."""
         if not self._closed:
-            self._connection.on_whole = callback
+            self._connection.on_over = callback
 
     async def begin(self, head: bytes, body: bytes, until: float, sending: Callable[[], None] | None) -> Self:
         """Send, and wait for the head of the answer, until `until` (loop time). Only `Upstream.open` calls this."""
@@ -148,6 +153,11 @@ class Response:
         """All of the body that came since the last read, without waiting for any."""
         return self._answer.take()
 
+    def check(self) -> None:
+        """Raise what it broke off with, if it did before it was whole."""
+        if not self._answer.done:
+            self._connection.check()
+
     async def read_all(self, limit: int) -> bytes:
         """The rest of the body. Raises what `read` raises, and BadAnswer beyond `limit` bytes."""
         pieces: list[bytes] = []
@@ -185,6 +195,7 @@ class Response:
 
     def _leave(self) -> None:
         self._closed = True
+        self._connection.on_over = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -62,7 +62,9 @@ def _piece(text: str) -> bytes:
 
 
 class Work:
-    """One request under way. `said` are the tokens that went out; `whole` that its end marker did."""
+    """One request under way. `said` are the tokens that went out; `whole` that its end marker did, `over` that nothing
+    more will.
+    """
 
     def __init__(self, at: Ollama, wire: Wire, call: int, request: bytes, behaviour: Behaviour, nth: int) -> None:
         found = _MODEL.search(request)
@@ -72,6 +74,7 @@ class Work:
         self.behaviour = behaviour
         self.said: list[str] = []
         self.whole = False
+        self.over = False
         self.answering = False
         self.wire = wire
         self.wanted = True  # the gateway still waits for it
@@ -79,6 +82,11 @@ class Work:
         self._nth = nth
         self._timer: asyncio.TimerHandle | None = None
         self._script = self._stream() if self.stream else self._reply()
+
+    @property
+    def open(self) -> bool:
+        """The gateway still waits for some of it."""
+        return self.wanted and not (self.whole or self.over)
 
     def begin(self) -> None:
         """There is a slot for it."""
@@ -156,6 +164,7 @@ class Work:
         self.wire.say(_piece(f"{end}data: [DONE]\n\n") + surplus)
         if tail := LINGER if kind is Kind.LINGERS else self.behaviour.tail:
             yield tail
+        self.over = True
         self.wire.say(b"0\r\n\r\n")
         if kind is Kind.CLOSES:
             self.wire.end()
