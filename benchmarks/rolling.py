@@ -27,6 +27,7 @@ from pathlib import Path
 
 from benchmarks import vitals
 from benchmarks.processes import Address, running
+from benchmarks.starved import Machine
 from benchmarks.traffic import Ask, Client, Wrong, chat_stream, chat_whole, native_stream
 from benchmarks.troubles import free_ports
 
@@ -227,7 +228,9 @@ async def main() -> None:
         async with asyncio.timeout(60 + restarts * 15), house(directory) as (address, balancer, gateways):
             load = Load(address)
             callers = [asyncio.create_task(load.caller(number), name="caller") for number in range(CALLERS)]
+            machine = Machine.now()
             took, statuses = await roll(gateways, balancer, restarts)
+            told = Machine.now().since(machine)
             load.ended = True
             await asyncio.gather(*callers)
             helped = await balancer.helped()
@@ -241,6 +244,7 @@ async def main() -> None:
     print(f"   p99 {vitals.percentile(first, 0.99) * 1000:.0f} ms   max {first[-1] * 1000:.0f} ms")
     print(f"  failed                  {len(load.failed):>8}\n  truncated               {len(load.truncated):>8}")
     print("  HAProxy: " + ", ".join(f"{name} {count}" for name, count in helped.items()))
+    print(f"  machine: {told}")
     for problem in [*load.failed, *load.truncated, *defects][:20]:
         print(f"! {problem}")
     sys.exit(bool(load.failed or load.truncated or any(statuses) or any(helped.values()) or defects))
