@@ -32,6 +32,7 @@ from gateway.errors import (
     GatewayError,
     HeadTooLarge,
     MalformedRequest,
+    OutOfMemory,
     RequestTimeout,
     UnsupportedVersion,
     WrongMethod,
@@ -452,7 +453,7 @@ class Protocol(asyncio.Protocol):
         elif waited > SLOW_AFTER and self._size < limits.body_rate * waited:
             self._refuse(RequestTimeout(f"the body came slower than {limits.body_rate} bytes/s (server.body_rate)"))
 
-    def _refuse(self, problem: CallError) -> None:
+    def _refuse(self, problem: GatewayError) -> None:
         """Say why, once all that came before is answered, and close. Where a head was sound the application says it."""
         self._door.refused(problem.reason)
         cycle, filling, self._filling = self._cycle, self._filling, None
@@ -486,7 +487,9 @@ def _refusal(problem: GatewayError, url: bytes) -> bytes:
     return status_line(problem.status) + _lines(tuple(headers)) + b"\r\n" + body
 
 
-def _problem(error: httptools.HttpParserError, data: bytes) -> CallError:
+def _problem(error: httptools.HttpParserError, data: bytes) -> GatewayError:
+    if isinstance(error.__context__, MemoryError):
+        return OutOfMemory()
     if isinstance(error, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(data):
         return WrongMethod(f"a method that is not spoken here: it takes {METHODS}", allow=METHODS)
     if "HTTP version" in str(error):
