@@ -174,7 +174,7 @@ class Protocol(asyncio.Protocol):
             if self._reading is Reading.NOTHING:
                 self._begin()
             if self._reading is Reading.BODY and self._size < self._length:
-                piece = memoryview(data)[at : at + self._length - self._size]
+                piece = data[at : at + self._length - self._size]
                 self._parser.feed_data(piece)
                 at += len(piece)
             else:
@@ -234,15 +234,15 @@ class Protocol(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._reading is Reading.BODY:
             self._trailers += 1  # and dropped: nobody asked for any
-        else:
-            name = name.lower()
-            self._headers.append((name, value))
-            if name in _ABOUT_THE_BODY:
-                self._foretell(name, value)
+            if self._trailers > MAX_HEADERS:
+                self._raise(MalformedRequest(f"more than {MAX_HEADERS} trailers"))
+            return
+        name = name.lower()
+        self._headers.append((name, value))
+        if name in _ABOUT_THE_BODY:
+            self._foretell(name, value)
         if len(self._headers) > MAX_HEADERS:
             self._raise(HeadTooLarge(f"more than {MAX_HEADERS} headers"))
-        if self._trailers > MAX_HEADERS:
-            self._raise(MalformedRequest(f"more than {MAX_HEADERS} trailers"))
 
     def _foretell(self, name: bytes, value: bytes) -> None:
         """Note what a header says of the body; the parser has judged it."""
