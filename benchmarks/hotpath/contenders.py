@@ -24,7 +24,7 @@ from benchmarks.hotpath.upstream import LISTENING
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0  # seconds until a contender listens
 
-_GATEWAY = """
+GATEWAY = """
 instances: [{{name: one, url: "{url}", max_concurrent: 4096}}]
 server: {{max_connections: 16384, max_connections_per_address: 16384, drain_delay: 0, drain_timeout: 1}}
 """  # limits are raised, and it goes at once when it is told to; nothing is turned off
@@ -142,7 +142,7 @@ def written(home: Path, name: str, text: str) -> Path:
 
 @asynccontextmanager
 async def gateway(
-    home: Path, upstream: Address, *, config: str = _GATEWAY, under: Sequence[str] = (), module: str = "gateway"
+    home: Path, upstream: Address, *, config: str = GATEWAY, under: Sequence[str] = (), module: str = "gateway"
 ) -> AsyncIterator[Contender]:
     """Ours, with everything on that is on by default, its log in a file; `under` a program that watches it."""
     file = written(home, "routes.yaml", config.format(url=url(upstream)))
