@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import msgspec
@@ -25,44 +26,57 @@ _CONTROL_IN_TRACE = {char: space for char, space in _CONTROL.items() if char not
 Facts = MutableMapping[str, Any]
 
 
+class Lines:
+    """Where lines go. One that cannot be written is lost, and no call with it."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, line: str) -> None:
+        try:
+            self._out.write(line + "\n")
+            self._out.flush()
+        except (OSError, ValueError):  # a full disk, a reader that left, a stream that was closed
+            return
+
+    debug = info = warning = error = critical = write  # structlog calls it by the event's level
+
+
 def configure(config: LogConfig, out: TextIO = sys.stderr) -> None:
-    """Send every event of ours and of the libraries to `out` in one form."""
+    """Send every event of ours and of the libraries to `out` in one form.
+
+    Ours go there straight from structlog: through the standard library's records each would cost five times as much.
+    """
+    lines = Lines(out)
     as_text = config.format == "text" or (config.format == "auto" and out.isatty())
-    shared: list[structlog.typing.Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="%H:%M:%S" if as_text else "iso", utc=not as_text),
-        _tame,
-    ]
-    last: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(
-            colors=out.isatty(), pad_event_to=14, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
-        )
-        if as_text
-        else structlog.processors.JSONRenderer(serializer=_json)
-    )
+    level = logging.getLevelNamesMapping()[config.level.upper()]
+    form = _for_people(out) if as_text else [_json]
+    ours: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, _tame_trace, *form]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=ours,
+        logger_factory=lambda *_: lines,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(out)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,  # here, so that exceptions of the libraries are text as well
-                _tame_trace,
-                last,
-            ],
-            foreign_pre_chain=shared,
-        )
-    )
+    unmarked = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[unmarked, *ours]))
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(config.level.upper())
+    root.setLevel(level)
     for noisy in ("httpx", "asyncio", "uvicorn"):  # what they have to say, we say in our own words
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _for_people(out: TextIO) -> list[structlog.typing.Processor]:
+    return [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+        _tame,
+        structlog.dev.ConsoleRenderer(
+            colors=out.isatty(), pad_event_to=14, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
+        ),
+    ]
 
 
 def call_facts(record: Record, duration: float) -> dict[str, Any]:
@@ -74,38 +88,47 @@ def call_facts(record: Record, duration: float) -> dict[str, Any]:
         "status": record.status,
         "seconds": round(duration, 4),
     }
-    optional = {
-        "route": record.route,
-        "task": record.task,
-        "asked": record.asked,
-        "model": record.model,
-        "instance": record.instance,
-        "attempts": record.attempts,
-        "stream": record.stream,
-        "cache": record.cache,
-        "substituted": record.substitution,
-        "wait": round(record.waited, 4),
-        "ttft": None if record.first_token is None else round(record.first_token, 4),
-        "in": record.usage.input if record.usage else None,
-        "out": record.usage.output if record.usage else None,
-        "reason": record.reason,
-    }
-    return facts | {name: value for name, value in optional.items() if value}
+    usage = record.usage
+    optional = (
+        ("route", record.route),
+        ("task", record.task),
+        ("asked", record.asked),
+        ("model", record.model),
+        ("instance", record.instance),
+        ("attempts", record.attempts),
+        ("stream", record.stream),
+        ("cache", record.cache),
+        ("substituted", record.substitution),
+        ("wait", round(record.waited, 4)),
+        ("ttft", record.first_token and round(record.first_token, 4)),
+        ("in", usage and usage.input),
+        ("out", usage and usage.output),
+        ("reason", record.reason),
+    )
+    facts.update([fact for fact in optional if fact[1]])
+    return facts
 
 
-def _tame(_: Any, __: str, event: Facts) -> Mapping[str, Any]:
+def _tame(_: Any, __: str, event: Facts) -> Facts:
     for name, value in event.items():
-        if isinstance(value, str):
-            event[name] = value.translate(_CONTROL)[:MAX_TEXT]
+        if isinstance(value, str) and name != "exception":
+            event[name] = _tamed(value)
     return event
 
 
-def _tame_trace(_: Any, __: str, event: Facts) -> Mapping[str, Any]:
+def _tamed(text: str) -> str:
+    return (text if text.isprintable() else text.translate(_CONTROL))[:MAX_TEXT]
+
+
+def _tame_trace(_: Any, __: str, event: Facts) -> Facts:
     if "exception" in event:
         event["exception"] = event["exception"].translate(_CONTROL_IN_TRACE)
     return event
 
 
-def _json(event: Mapping[str, Any], **_: Any) -> str:
-    first = {name: event[name] for name in ("timestamp", "level", "event") if name in event}
-    return msgspec.json.encode(first | dict(event), enc_hook=str).decode().translate(_LINE_ENDS)
+def _json(_: Any, level: str, event: Facts) -> str:
+    now = datetime.now(UTC).isoformat()
+    line: Facts = {"timestamp": f"{now[:-6]}Z", "level": level, "event": ""}
+    line.update(event)
+    text = msgspec.json.encode(_tame(_, level, line), enc_hook=str).decode()
+    return text if text.isascii() else text.translate(_LINE_ENDS)

@@ -2,7 +2,7 @@
 
 What happens is counted where it happens, on children bound once. What *is* (in flight, limits, the line) is read at
 the scrape, so it costs a call nothing and leaves with its instance. Label values come from closed sets; each family
-holds at most `MAX_CHILDREN` label sets, and what is beyond lands in one child labelled `other`.
+has a cap on its label sets (`gateway.meters`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -22,8 +23,8 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from gateway.call import Record
+from gateway.meters import Count, Counters, Gauges, Histograms, Spread
 
-MAX_CHILDREN = 2000
 TURNED_AWAY = frozenset({"line_full", "line_timeout", "deadline", "no_instance", "draining", "body_too_large", "auth"})
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -33,28 +34,8 @@ PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2
 WAITS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 OVERHEADS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
 
-Child = TypeVar("Child", bound=MetricWrapperBase)
-
-
-class Family(Generic[Child]):
-    """One metric and its children, each bound the first time it is asked for."""
-
-    def __init__(self, metric: Child, overflow: Counter) -> None:
-        self._metric = metric
-        self._overflow = overflow
-        self._children: dict[tuple[str, ...], Child] = {}
-
-    def __call__(self, *labels: str) -> Child:
-        child = self._children.get(labels)
-        return child if child is not None else self._bind(labels)
-
-    def _bind(self, labels: tuple[str, ...]) -> Child:
-        if len(self._children) >= MAX_CHILDREN:
-            self._overflow.inc()
-            return self._metric.labels(*("other" for _ in labels))
-        child = self._metric.labels(*labels)
-        self._children[labels] = child
-        return child
+Plain = TypeVar("Plain", bound=MetricWrapperBase)
+Registered = TypeVar("Registered", bound=Collector)
 
 
 class BreakerReading(NamedTuple):
@@ -351,15 +332,19 @@ class Metrics:
             self._at_scrape.reading = reading
             return generate_latest(self.registry)
 
-    def _counter(self, name: str, words: str, *labels: str) -> Family[Counter]:
-        return Family(Counter(name, words, labels, registry=self.registry), self.overflow)
+    def _counter(self, name: str, words: str, *labels: str) -> Counters:
+        return self._registered(Counters(name, words, labels, Count, self.overflow.inc))
 
-    def _gauge_family(self, name: str, words: str, *labels: str) -> Family[Gauge]:
-        return Family(Gauge(name, words, labels, registry=self.registry), self.overflow)
+    def _gauge_family(self, name: str, words: str, *labels: str) -> Gauges:
+        return self._registered(Gauges(name, words, labels, Count, self.overflow.inc))
 
-    def _histogram(self, name: str, words: str, buckets: tuple[float, ...], *labels: str) -> Family[Histogram]:
-        return Family(Histogram(name, words, labels, registry=self.registry, buckets=buckets), self.overflow)
+    def _histogram(self, name: str, words: str, buckets: tuple[float, ...], *labels: str) -> Histograms:
+        return self._registered(Histograms(name, words, labels, partial(Spread, buckets), self.overflow.inc))
 
-    def _plain(self, kind: type[Child], name: str, words: str, buckets: tuple[float, ...] | None = None) -> Child:
+    def _registered(self, family: Registered) -> Registered:
+        self.registry.register(family)
+        return family
+
+    def _plain(self, kind: type[Plain], name: str, words: str, buckets: tuple[float, ...] | None = None) -> Plain:
         extra: dict[str, Any] = {"buckets": buckets} if buckets else {}
         return kind(name, words, registry=self.registry, **extra)

@@ -56,7 +56,7 @@ class Guard:
         self._lifespan = lifespan
         self._config = config
         self._use(config())
-        self._log = structlog.get_logger("gateway.access")
+        self._log = structlog.get_logger("gateway.access").bind()  # once: it costs as much as a line
         self.closing = False  # shutting down: connections are not kept
 
     def _use(self, config: Config) -> None:
