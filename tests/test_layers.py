@@ -29,7 +29,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("upstream", "cache"),
     ("routing",),
     ("dialects",),
-    ("wire", "metrics", "log", "offload"),
+    ("wire", "metrics", "log", "offload", "block"),
     ("config",),
     ("call", "meters"),
     ("errors",),

@@ -22,6 +22,7 @@ import uvicorn
 from starlette.types import Scope
 from uvicorn.server import ServerState
 
+from gateway.api.presence import EXTENSION
 from gateway.api.routes import family
 from gateway.config import ServerConfig
 from gateway.dialects import render, status_headers
@@ -145,6 +146,8 @@ class Protocol(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._room.set()
         self._stalled = math.inf
+        if self._cycle is not None:
+            self._cycle.roomy()
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -227,7 +230,8 @@ class Protocol(asyncio.Protocol):
         if len(self._ahead) >= MAX_AHEAD:
             self._raise(MalformedRequest(f"more than {MAX_AHEAD} requests ahead of their answers"))
         keep = version == "1.1" and self._parser.should_keep_alive()
-        cycle = Cycle(self, self._scope(method, version), keep=keep, expects=self._expects)
+        scope = self._scope(method, version)
+        cycle = scope["extensions"][EXTENSION] = Cycle(self, scope, keep=keep, expects=self._expects)
         self._filling, self._size = cycle, 0
         self._chunked = any(name == b"transfer-encoding" for name, _ in self._headers)
         self._reading = Reading.BODY
@@ -284,6 +288,7 @@ class Protocol(asyncio.Protocol):
             "headers": self._headers,
             "client": self.client,
             "server": None,
+            "extensions": {},
         }
 
     def _raise(self, problem: CallError) -> None:
@@ -301,6 +306,10 @@ class Protocol(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         if self.transport is not None:
             self.transport.write(data)
+
+    @property
+    def has_room(self) -> bool:
+        return self._room.is_set()
 
     async def writable(self) -> None:
         if not self._room.is_set():

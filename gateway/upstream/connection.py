@@ -190,7 +190,7 @@ class Connection(asyncio.Protocol):
         "idle_since",
         "last_data",
         "loop",
-        "on_whole",
+        "on_changed",
         "paused",
     )
 
@@ -200,7 +200,7 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0  # loop time
         self.last_data = 0.0  # loop time; never before the last moment at which we let the instance speak
         self.paused = False  # the instance is made to wait
-        self.on_whole: Callable[[], None] | None = None  # the answer became whole while nobody waited for it
+        self.on_changed: Callable[[], None] | None = None  # something happened while nobody waited for it
         self._name = name
         self._gone = gone
         self._transport: asyncio.Transport | None = None
@@ -251,6 +251,10 @@ class Connection(asyncio.Protocol):
             if self._waiter is waiter:
                 self._waiter = None
 
+    @property
+    def failed(self) -> bool:
+        return self._failure is not None
+
     def check(self) -> None:
         """Raise what the exchange failed of, if it did."""
         if self._failure is not None:
@@ -279,14 +283,13 @@ class Connection(asyncio.Protocol):
         if self._unsent or transport.get_write_buffer_size():
             return False
         self.resume()
-        self.answer = self.on_whole = None
+        self.answer = self.on_changed = None
         self.idle_since = self.loop.time()
         return True
 
     def abort(self) -> None:
         """Close the socket now, whatever is under way, and wake whoever waits."""
         transport, self._transport = self._transport, None
-        self.on_whole = None
         self._failure = self._failure or (ConnectionLost, "the connection was closed")
         if self.answer is not None:
             self.answer.stop()
@@ -302,6 +305,8 @@ class Connection(asyncio.Protocol):
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+        elif waiter is None and self.on_changed is not None:
+            self.on_changed()
 
     def _ended(self, *, clean: bool) -> None:
         if self.answer is not None and not (clean and self.answer.end()):
@@ -334,8 +339,6 @@ class Connection(asyncio.Protocol):
         if self.answer.untaken > MAX_UNTAKEN and not self.paused and self._transport is not None:
             self.paused = True
             self._transport.pause_reading()
-        if self.answer.done and self._waiter is None and self.on_whole is not None:
-            self.on_whole()
         self._wake()
 
     def eof_received(self) -> None:

@@ -102,10 +102,20 @@ class Response:
         """All of it is here, read or not: the instance has nothing more to do for it."""
         return self._answer.done
 
-    def when_whole(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called if it becomes whole while nobody reads."""
+    @property
+    def failed(self) -> bool:
+        """There will be no more of it: `check` says why."""
+        return not self._closed and self._connection.failed
+
+    def check(self) -> None:
+        """Raise what it failed of, if it did."""
         if not self._closed:
-            self._connection.on_whole = callback
+            self._connection.check()
+
+    def when_changed(self, callback: Callable[[], None] | None) -> None:
+        """Have `callback` called when more of it came, or it failed, while nobody reads."""
+        if not self._closed:
+            self._connection.on_changed = callback
 
     async def begin(self, head: bytes, body: bytes, until: float, sending: Callable[[], None] | None) -> Self:
         """Send, and wait for the head of the answer, until `until` (loop time). Only `Upstream.open` calls this."""
@@ -146,7 +156,10 @@ class Response:
 
     def unread(self) -> bytes:
         """All of the body that came since the last read, without waiting for any."""
-        return self._answer.take()
+        data = self._answer.take()
+        if not self._closed:
+            self._connection.resume()
+        return data
 
     async def read_all(self, limit: int) -> bytes:
         """The rest of the body. Raises what `read` raises, and BadAnswer beyond `limit` bytes."""
@@ -185,6 +198,7 @@ class Response:
 
     def _leave(self) -> None:
         self._closed = True
+        self._connection.on_changed = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

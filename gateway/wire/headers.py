@@ -68,6 +68,8 @@ def sane_request_id(value: bytes | str) -> str | None:
 
 def ascii_value(text: str) -> bytes:
     """Any text as a header value: control characters, `%` and all beyond ASCII percent-encoded, at most 256 bytes."""
+    if len(text) <= MAX_VALUE and text.isascii() and text.isprintable() and "%" not in text:
+        return text.strip().encode("ascii")
     escaped = quote(text[:MAX_VALUE].strip(), safe=_PLAIN, errors="replace")
     if len(escaped) > MAX_VALUE:
         escaped = _CUT_ESCAPE.sub("", escaped[:MAX_VALUE])
