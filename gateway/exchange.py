@@ -28,14 +28,18 @@ MAX_SILENT = 1000  # frames without content before the first that has some
 SETTLE = 0.1  # seconds a finished answer may take to close its HTTP message, so that its connection can be kept
 
 
+class Room(Protocol):
+    """Whether more is taken now; `told` is called each time it is again."""
+
+    open: bool
+    told: Callable[[], None] | None
+
+
 class Sink(Protocol):
     """Where frames go. Nothing here waits."""
 
     @property
-    def has_room(self) -> bool:
-        """Whether it takes more; where it does not, `when_room`'s callback tells of it."""
-
-    def when_room(self, room: Callable[[], None] | None) -> None: ...
+    def room(self) -> Room: ...
 
     def push(self, data: bytes, now: float) -> None: ...
 
@@ -48,6 +52,7 @@ class Exchange:
 
     def __init__(self, journey: Journey) -> None:
         self._journey = journey
+        self._record = journey.record
         self._now = journey.means.now
         self._reader = journey.call.operation.reader(journey.call)
         self._ready: list[Frame] = []
@@ -79,7 +84,7 @@ class Exchange:
         if isinstance(error, UpstreamError):
             self._give_back(error)
         self._give_back()
-        record = self._journey.record
+        record = self._record
         record.upstream = self._now() - self._sent_at  # once more: what a slow client takes is no time of ours
         record.usage = self._reader.usage
         self._limit.__exit__(kind, error, trace)
@@ -96,13 +101,13 @@ class Exchange:
     async def relay(self, sink: Sink) -> None:
         """Pass all frames on as they come, to the last. Raises UpstreamError after the frames before it."""
         self._sink, self._over = sink, asyncio.get_running_loop().create_future()
-        sink.when_room(self._flow)
+        sink.room.told = self._flow
         self._response.when_changed(self._flow)
         try:
             self._flow()
             await self._over
         finally:
-            sink.when_room(None)
+            sink.room.told = None
             self._response.when_changed(None)
         if self._failure is not None:
             raise self._failure
@@ -124,23 +129,28 @@ class Exchange:
 
     def _pass_on(self) -> bool:
         """True after the last frame. Raises UpstreamError where there will be none."""
-        while self._sink.has_room:
+        sink, response = self._sink, self._response
+        room = sink.room
+        while room.open:
             frames, self._ready = self._ready, []
-            if not frames and not (data := self._response.unread()):
-                self._look_for_an_end()
-                return False
-            frames = frames or self._sound(data)
             if not frames:
-                continue
-            self._count(frames)
+                if not (data := response.unread()):
+                    self._look_for_an_end()
+                    return False
+                if not (frames := self._sound(data)):
+                    continue
+            now = self._now()
+            self._count(frames, now)
             data = frames[0].raw if len(frames) == 1 else b"".join([frame.raw for frame in frames])
             if frames[-1].last:
                 self._limit.over()  # the client has its whole answer: no limit can take it back
-                self._sink.end(data)
-                if self._response.whole:
+                sink.end(data)
+                if response.whole:
                     self._give_back()
                 return True
-            self._sink.push(data, self._now())
+            sink.push(data, now)
+            if response.waits and self._broken is None:
+                return False
         self._spare_the_instance()
         return False
 
@@ -151,10 +161,10 @@ class Exchange:
         if self._response.whole:
             raise StreamBroken(self._lease.candidate.instance, "the stream ended without its end marker")
 
-    def _count(self, frames: list[Frame]) -> None:
-        record = self._journey.record
+    def _count(self, frames: list[Frame], now: float) -> None:
+        record = self._record
         record.frames += len(frames)
-        record.tokens_span = self._now() - self._first_at
+        record.tokens_span = now - self._first_at
 
     async def frames(self) -> list[Frame]:
         """The next frames, as many as have come; [] after the last. Raises UpstreamError."""
@@ -166,7 +176,7 @@ class Exchange:
         self._ready = []
         if self._ended and self._response.whole:
             self._give_back()
-        self._count(frames)
+        self._count(frames, self._now())
         return frames
 
     async def settle(self) -> None:
@@ -217,7 +227,7 @@ class Exchange:
         if self._given_back:
             return
         self._given_back = True
-        self._journey.record.upstream = self._now() - self._sent_at
+        self._record.upstream = self._now() - self._sent_at
         if failure is not None:
             self._journey.failed(self._lease, failure)
         elif self._ended:

@@ -139,15 +139,11 @@ class Answered:
             extensions[EXTENSION] = self
             self._client: Client = client
             self.push, self.end = client.push, client.end
-            self.watch, self.when_room = client.watch, client.when_room
+            self.watch, self.room = client.watch, client.room
 
     @property
     def whole_body(self) -> bytes | None:
         return self._client.whole_body
-
-    @property
-    def has_room(self) -> bool:
-        return self._client.has_room
 
     def start(self, status: int, headers: Headers) -> None:
         self._client.start(status, self._begun(status, headers))

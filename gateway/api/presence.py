@@ -21,6 +21,13 @@ Headers = list[tuple[bytes, bytes]]
 EXTENSION = "gateway.client"
 
 
+class Room(Protocol):
+    """`told` is called each time it is open again."""
+
+    open: bool
+    told: Callable[[], None] | None
+
+
 class Watched(Protocol):
     def watch(self, left: Callable[[], None] | None) -> None:
         """Have `left` called when it leaves before its answer is complete; at the next turn, if it has left."""
@@ -34,11 +41,8 @@ class Client(Watched, Protocol):
         """The body where all of it is here and nobody took any of it: then it is taken now. Else None."""
 
     @property
-    def has_room(self) -> bool:
+    def room(self) -> Room:
         """Whether it reads as fast as it is written to."""
-
-    def when_room(self, room: Callable[[], None] | None) -> None:
-        """Have `room` called each time there is room again."""
 
     def start(self, status: int, headers: Headers) -> None:
         """The head of the answer; it leaves with the first piece."""

@@ -75,6 +75,7 @@ class Stream:
 
     def __init__(self, client: Client, call: Call, record: Record, now: float) -> None:
         self._client = client
+        self.room = client.room  # closed while it does not read: then what has come is held back
         self._call = call
         self._record = record
         self.presence: Presence | None = None
@@ -83,17 +84,10 @@ class Stream:
         self.ended = False
         self.last_write = now
 
-    @property
-    def has_room(self) -> bool:
-        """Whether the client takes more; while it does not, what has come is held back: that is the backpressure."""
-        return self._client.has_room
-
-    def when_room(self, room: Callable[[], None] | None) -> None:
-        self._client.when_room(room)
-
     def push(self, data: bytes, now: float) -> None:
         """Send whole frames on."""
-        self._head()
+        if not self.started:
+            self._head()
         self.last_write = now
         self._client.push(data)
 
@@ -148,7 +142,7 @@ class KeepAlive:
         wait, silent = self._config.keep_alive, now - stream.last_write
         if stream.started and silent < wait:
             wait -= silent
-        elif stream.has_room and not stream.ended:
+        elif stream.room.open and not stream.ended:
             stream.push(self._said(), now)
         self._timer = self._loop.call_later(wait, self._due)
 

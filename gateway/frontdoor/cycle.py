@@ -32,21 +32,43 @@ def status_line(status: int) -> bytes:
 log = structlog.get_logger("gateway.frontdoor")
 
 
+class Room:
+    """Whether a client reads as fast as it is written to, kept up to date by its connection."""
+
+    __slots__ = ("_waiter", "open", "told")
+
+    def __init__(self) -> None:
+        self.open = True
+        self.told: Callable[[], None] | None = None  # called each time there is room again
+        self._waiter: asyncio.Future[None] | None = None
+
+    def change(self, *, is_open: bool) -> None:
+        self.open = is_open
+        if not is_open:
+            return
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        if self.told is not None:
+            self.told()
+
+    async def wait(self) -> None:
+        """Until there is some, for one who sends with ASGI."""
+        while not self.open:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+
 class Wire(Shape):
     """The connection as a cycle uses it."""
 
     leaving: bool
+    room: Room
 
     @property
     def always(self) -> bytes:
         """Header lines of every response."""
 
     def write(self, data: bytes) -> None: ...
-
-    @property
-    def has_room(self) -> bool: ...
-
-    async def writable(self) -> None: ...
 
     def take_more(self) -> None: ...
 
@@ -59,8 +81,8 @@ class Cycle:
     """`keep` tells whether the connection serves another request after this one."""
 
     __slots__ = (
-        "_bodiless", "_chunked", "_continue", "_head", "_late", "_left", "_room", "_told", "_waiter", "_watcher",
-        "_wire", "body", "complete", "gone", "keep", "more_body", "scope", "started",
+        "_bodiless", "_chunked", "_continue", "_head", "_late", "_left", "_told", "_waiter", "_watcher",
+        "_wire", "body", "complete", "gone", "keep", "more_body", "room", "scope", "started",
     )  # fmt: skip
 
     def __init__(self, wire: Wire, scope: Scope, *, keep: bool, expects: bool) -> None:
@@ -80,7 +102,7 @@ class Cycle:
         self._left = 0  # bytes of body still to come, where their number was told
         self._waiter: asyncio.Future[None] | None = None
         self._watcher: Callable[[], None] | None = None
-        self._room: Callable[[], None] | None = None
+        self.room = wire.room
 
     async def run(self, app: ASGIApp) -> None:
         """The asyncio task of this request."""
@@ -165,7 +187,7 @@ class Cycle:
 
     async def send(self, message: Message) -> None:
         if not self.gone:
-            await self._wire.writable()
+            await self.room.wait()
         if message["type"] == "http.response.start":
             self.start(message["status"], message.get("headers", ()))
         elif message["type"] != "http.response.body":
@@ -175,22 +197,13 @@ class Cycle:
         else:
             self.end(message.get("body", b""))
 
-    @property
-    def has_room(self) -> bool:
-        return self._wire.has_room
-
-    def when_room(self, room: Callable[[], None] | None) -> None:
-        """Have `room` called each time the client has read enough to be sent more."""
-        self._room = room
-
-    def roomy(self) -> None:
-        """There is room again."""
-        if self._room is not None:
-            self._room()
-
     def push(self, data: bytes) -> None:
         """A piece of the body. Raises RuntimeError where none is to be sent now."""
-        if not self.gone:
+        if self.gone:
+            return
+        if self._chunked and not self._head and not self.complete and data:
+            self._wire.write(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
             self._send(data, more=True)
 
     def end(self, data: bytes = b"") -> None:

@@ -35,7 +35,7 @@ from gateway.errors import (
     UnsupportedVersion,
     WrongMethod,
 )
-from gateway.frontdoor.cycle import Cycle, status_line
+from gateway.frontdoor.cycle import Cycle, Room, status_line
 from gateway.frontdoor.door import Door
 from gateway.frontdoor.head import MAX_TARGET, METHODS, flaw
 
@@ -101,8 +101,7 @@ class Protocol(asyncio.Protocol):
         self._closes_by = math.inf
         self._fresh = True  # nothing was ever heard
         self._paused = False
-        self._room = asyncio.Event()
-        self._room.set()
+        self.room = Room()
 
     # what uvicorn's server does with it
 
@@ -137,17 +136,16 @@ class Protocol(asyncio.Protocol):
             if cycle is not None:
                 cycle.left()
         self._ahead.clear()
-        self._room.set()
+        self.room.told = None
+        self.room.change(is_open=True)
 
     def pause_writing(self) -> None:
-        self._room.clear()
+        self.room.change(is_open=False)
         self._stalled, self._unread = self._loop.time(), 0
 
     def resume_writing(self) -> None:
-        self._room.set()
         self._stalled = math.inf
-        if self._cycle is not None:
-            self._cycle.roomy()
+        self.room.change(is_open=True)
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -306,14 +304,6 @@ class Protocol(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         if self.transport is not None:
             self.transport.write(data)
-
-    @property
-    def has_room(self) -> bool:
-        return self._room.is_set()
-
-    async def writable(self) -> None:
-        if not self._room.is_set():
-            await self._room.wait()
 
     def take_more(self) -> None:
         if self._paused and self.transport is not None and not self._brimful:

@@ -103,6 +103,12 @@ class Response:
         return self._answer.done
 
     @property
+    def waits(self) -> bool:
+        """The instance has yet to say more, and all it said was read."""
+        answer = self._answer
+        return not (answer.untaken or answer.done or self._closed or self._connection.failed)
+
+    @property
     def failed(self) -> bool:
         """There will be no more of it: `check` says why."""
         return not self._closed and self._connection.failed
