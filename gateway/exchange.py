@@ -157,9 +157,9 @@ class Exchange:
     def _look_for_an_end(self) -> None:
         if self._broken is not None:
             raise self._broken
-        self._response.check()
         if self._response.whole:
             raise StreamBroken(self._lease.candidate.instance, "the stream ended without its end marker")
+        self._response.check()
 
     def _count(self, frames: list[Frame], now: float) -> None:
         record = self._record

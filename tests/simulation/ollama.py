@@ -62,7 +62,7 @@ def _piece(text: str) -> bytes:
 
 
 class Work:
-    """One request under way. `said` are the tokens that went out; `whole` that its end marker did."""
+    """One request under way. `said` are the tokens that went out; `whole` that its end marker did, `over` all of it."""
 
     def __init__(self, at: Ollama, wire: Wire, call: int, request: bytes, behaviour: Behaviour, nth: int) -> None:
         found = _MODEL.search(request)
@@ -71,7 +71,7 @@ class Work:
         self.stream = _STREAM.search(request) is not None
         self.behaviour = behaviour
         self.said: list[str] = []
-        self.whole = False
+        self.whole = self.over = False
         self.answering = False
         self.wire = wire
         self.wanted = True  # the gateway still waits for it
@@ -156,6 +156,7 @@ class Work:
         self.wire.say(_piece(f"{end}data: [DONE]\n\n") + surplus)
         if tail := LINGER if kind is Kind.LINGERS else self.behaviour.tail:
             yield tail
+        self.over = True
         self.wire.say(b"0\r\n\r\n")
         if kind is Kind.CLOSES:
             self.wire.end()
