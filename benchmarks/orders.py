@@ -26,8 +26,10 @@ class Bound:
         self._turn = 0
 
     def arrives(self, waiter: Waiter, now: float) -> Candidate | None:
-        self._turn = (self._turn + 1) % len(waiter.ticket.candidates)
         candidates = waiter.ticket.candidates
+        if not candidates:
+            return None
+        self._turn = (self._turn + 1) % len(candidates)
         candidate = self._choose(self, (*candidates[self._turn :], *candidates[: self._turn]))
         line = self.lines[candidate.instance]
         if not line and self.instance(candidate).available(now):

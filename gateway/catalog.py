@@ -188,6 +188,7 @@ class Catalog:
             default_model=config.model,
             models=self._offered(config, known),
             known=known.listed,
+            awaited=not known.listed and instance.untold(now),
             healthy=fit,
             native=known.native,
             why_not="" if fit else f"{config.name} is {instance.state(now)}",

@@ -46,7 +46,7 @@ class Dispatch:
         """A finished answer, from the cache where it may come from there. Raises GatewayError."""
         journey = self._journey(call, record)
         call, setting = journey.call, journey.setting
-        if not setting.cacheable(call, record.route):
+        if not journey.planned or not setting.cacheable(call, record.route):
             record.cache = "bypass" if setting.config.cache.enabled else ""
             return await journey.fetch()
         weights = [setting.digest, *self._means.catalog.weights(call.model)]
@@ -74,6 +74,4 @@ class Dispatch:
 
     def _journey(self, call: Call, record: Record) -> Journey:
         call = unaliased(call, self._means.setting.config.aliases)  # once: an alias does not stand for another
-        drawn = self._plan(call)
-        record.route, record.task = drawn.route, drawn.task
-        return Journey(self._means, call, record, drawn, self._means.setting)
+        return Journey(self._means, call, record, self._means.setting, self._plan)

@@ -17,6 +17,7 @@ import structlog
 
 from gateway import __version__
 from gateway.cache import Cache
+from gateway.call import Plan, model_key
 from gateway.catalog import Catalog
 from gateway.config import Config, InstanceConfig, Loaded
 from gateway.dispatch import Dispatch
@@ -189,6 +190,15 @@ class Engine:
         """What the last probe of an instance found."""
         attached = self._attached.get(name)
         return attached.last if attached else None
+
+    def left_out(self, drawn: Plan) -> Iterator[tuple[str, str]]:
+        """Of a plan's candidates those that get no such call now, as calls failed there: (instance, why in words)."""
+        now, instances = self._loop.time(), self.pool.instances
+        for one in drawn.candidates:
+            if one.instance in instances:
+                why = instances[one.instance].breakers.left_out(model_key(one.model), now)
+                if why:
+                    yield one.instance, why
 
     def prober(self, name: str) -> Prober:
         """Who asks the instance `name`. Raises ConnectFailed where it has left."""

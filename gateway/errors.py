@@ -23,6 +23,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MAX_ASKED_FOR = 10.0  # seconds an instance may have us wait by Retry-After; where it asks for more, the client is told
+
 
 class GatewayError(Exception):
     """Something a client is told about. `reason` is the closed-set word used in metrics and logs."""
@@ -206,6 +208,10 @@ class NoInstance(CapacityError):
     reason = "no_instance"
 
 
+class NotToldYet(NoInstance):
+    """Nothing can be said of this call before an instance that has just come has told its models."""
+
+
 class ShuttingDown(CapacityError):
     status = 503
     kind = "api_error"
@@ -228,7 +234,7 @@ class UpstreamError(GatewayError):
     repeatable = True  # the same instance may do better at once
     counts = True  # against a breaker
     busy = False  # saturated, not broken
-    of_model = False  # it tells of the model there, not of the whole instance
+    cause = ""  # a word of ours where the instance's own tell that it is the model that fails, not the whole instance
     unloadable = False  # the model cannot be loaded there now; others may do well
 
     def __init__(self, instance: str, message: str) -> None:
@@ -236,13 +242,11 @@ class UpstreamError(GatewayError):
         self.instance = instance
 
     def _read(self, words: str) -> None:
-        """Find in the instance's own words whether they are about the model alone."""
+        """Find the cause in the instance's own words, where they are about the model alone."""
         words = words.casefold()
-        for reason, signs in _OF_MODEL.items():
-            if any(sign in words for sign in signs):
-                self.reason, self.of_model, self.unloadable = reason, True, reason != "runner_stopped"
-                self.repeatable = not self.unloadable
-                return
+        self.cause = next((cause for cause, signs in _OF_MODEL.items() if any(sign in words for sign in signs)), "")
+        self.unloadable = self.cause in ("no_memory", "load_failed")
+        self.repeatable = not self.unloadable
 
 
 _OF_MODEL = {  # what Ollama says when it is the model that fails (ollama.md §4.1), by our word for it

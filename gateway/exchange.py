@@ -81,9 +81,7 @@ class Exchange:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, UpstreamError):
-            self._give_back(error)
-        self._give_back()
+        self._give_back(error if isinstance(error, UpstreamError) else self._broken)
         record = self._record
         record.upstream = self._now() - self._sent_at  # once more: what a slow client takes is no time of ours
         record.usage = self._reader.usage
@@ -145,21 +143,22 @@ class Exchange:
             if frames[-1].last:
                 self._limit.over()  # the client has its whole answer: no limit can take it back
                 sink.end(data)
-                if response.whole:
-                    self._give_back()
+                if response.over:
+                    self._conclude()
                 return True
             sink.push(data, now)
             if response.waits and self._broken is None:
                 return False
-        self._spare_the_instance()
+        if self._broken is not None or response.over:
+            self._conclude()
         return False
 
     def _look_for_an_end(self) -> None:
         if self._broken is not None:
             raise self._broken
-        if self._response.whole:
-            raise StreamBroken(self._lease.candidate.instance, "the stream ended without its end marker")
         self._response.check()
+        if self._response.whole:
+            raise self._endless()
 
     def _count(self, frames: list[Frame], now: float) -> None:
         record = self._record
@@ -169,13 +168,13 @@ class Exchange:
     async def frames(self) -> list[Frame]:
         """The next frames, as many as have come; [] after the last. Raises UpstreamError."""
         try:
-            frames = self._ready or await self._read(self._lease, self._response)
+            frames = self._ready or await self._read()
         except (ConnectionLost, BadAnswer) as error:
             error.code = StreamBroken.code
             raise
         self._ready = []
-        if self._ended and self._response.whole:
-            self._give_back()
+        if self._broken is not None or self._response.over:
+            self._conclude()
         self._count(frames, self._now())
         return frames
 
@@ -199,7 +198,7 @@ class Exchange:
         self._lease = lease
         self._response = await self._journey.open(lease, held)
         while not any(frame.content or frame.last for frame in self._ready):
-            self._ready += await self._read(lease, self._response)
+            self._ready += await self._read()
             if len(self._ready) > MAX_SILENT:
                 raise BadAnswer(lease.candidate.instance, "sends frames without content")
         lease.answered()
@@ -207,11 +206,16 @@ class Exchange:
         self._first_at = self._now()
         self._journey.answered(lease, self._first_at - self._sent_at)
         self._held = held.pop_all()
-        self._response.when_changed(self._spare_the_instance)
+        self._response.when_changed(self._unread)
 
-    def _spare_the_instance(self) -> None:
-        """Where it has nothing more to do for a client that has yet to read, its place is free."""
-        if self._given_back or not (self._response.whole or self._response.failed):
+    def _unread(self) -> None:
+        """Something came that nobody waits for."""
+        if self._response.over:
+            self._conclude()
+
+    def _conclude(self) -> None:
+        """The instance has done its part, and the client may still read. Synchronous: called as its last bytes come."""
+        if self._given_back:
             return
         try:
             if not self._ended and self._broken is None:
@@ -219,30 +223,33 @@ class Exchange:
             if not self._ended:
                 self._look_for_an_end()
         except UpstreamError as error:
-            self._broken = error
+            self._broken = error.with_traceback(None)  # it is kept, and would keep the frames it came through
         self._give_back(self._broken)
 
-    def _give_back(self, failure: UpstreamError | None = None) -> None:
-        """End the lease and the response. Idempotent."""
+    def _endless(self) -> StreamBroken:
+        return StreamBroken(self._lease.candidate.instance, "the stream ended without its end marker")
+
+    def _give_back(self, error: UpstreamError | None) -> None:
+        """End the lease and the response, and count what became of them. Idempotent."""
         if self._given_back:
             return
         self._given_back = True
         self._record.upstream = self._now() - self._sent_at
-        if failure is not None:
-            self._journey.failed(self._lease, failure)
-        elif self._ended:
+        if self._ended:
             self._journey.done(self._lease)
+        elif error is not None:
+            self._journey.failed(self._lease, error)
         self._held.close()
 
-    async def _read(self, lease: Lease, response: Response) -> list[Frame]:
+    async def _read(self) -> list[Frame]:
         """Frames that came, up to an error among them, which is raised by the next call."""
         if self._broken is not None:
             raise self._broken
         frames: list[Frame] = []
         while not frames and not self._ended:
-            data = await response.read()
+            data = await self._response.read()
             if not data:
-                raise StreamBroken(lease.candidate.instance, "the stream ended without its end marker")
+                raise self._endless()
             frames = self._sound(data)
             if self._broken is not None and not frames:
                 raise self._broken

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from gateway.call import JSON, Call, Candidate, Plan, Priority, Record, Reply, m
 from gateway.catalog import Catalog
 from gateway.config import Config, RouteConfig, Timeouts
 from gateway.dialects import broken, refusal
-from gateway.errors import BadAnswer, CallTimeout, ConnectFailed, Refused, UpstreamError
+from gateway.errors import MAX_ASKED_FOR, BadAnswer, CallTimeout, ConnectFailed, NotToldYet, Refused, UpstreamError
 from gateway.instances import Lease, Pool, Ticket
 from gateway.metrics import Metrics
 from gateway.offload import sized
@@ -28,7 +28,6 @@ T = TypeVar("T")
 MAX_REPLY = 64 * 2**20  # bytes of a finished answer; embeddings of many inputs are the largest
 MAX_REFUSAL = 64 * 2**10  # bytes of an error body that are looked at
 MAX_BACKOFF = 1.0  # seconds
-MAX_ASKED_FOR = 10.0  # seconds an instance may have us wait for it; where it asks for more, the client is told so
 
 
 class RetryBudget:
@@ -101,20 +100,39 @@ class Means:
 
 
 class Journey:
-    """One call's way through its candidates: which were tried, what each attempt gave, when to stop."""
+    """One call's way through its candidates: which were tried, what each attempt gave, when to stop.
 
-    def __init__(self, means: Means, call: Call, record: Record, drawn: Plan, setting: Setting) -> None:
+    `draw` gives its plan, or raises NotToldYet: then it waits in line until there is one.
+    """
+
+    def __init__(
+        self, means: Means, call: Call, record: Record, setting: Setting, draw: Callable[[Call], Plan]
+    ) -> None:
         self.means = means
         self.call = call
         self.record = record
         self.setting = setting
-        self.limits = setting.timeouts(drawn.route)
-        self._candidates = drawn.candidates
-        self._priority = setting.priority(call, drawn.route)
+        self._draw = draw
+        try:
+            drawn = draw(call)
+        except NotToldYet:
+            drawn = Plan(route="", task=call.task, candidates=())
+        self._go_by(drawn)
         self._since: float | None = None
         self._ticket: Ticket | None = None  # while it is in line
         self._tried: list[str] = []
         means.budget.earn()
+
+    def _go_by(self, drawn: Plan) -> None:
+        self.record.route, self.record.task = drawn.route, drawn.task
+        self.limits = self.setting.timeouts(drawn.route)
+        self._candidates = drawn.candidates
+        self._priority = self.setting.priority(self.call, drawn.route)
+
+    @property
+    def planned(self) -> bool:
+        """Whether it is known where it may go."""
+        return bool(self._candidates)
 
     async def fetch(self) -> Reply:
         """A finished answer from whichever candidate gives one. Raises GatewayError."""
@@ -155,6 +173,14 @@ class Journey:
 
     async def _lease(self) -> Lease:
         """A lease on a candidate, one not yet tried if there is any. Waits in line, at most `timeouts.line` in all."""
+        while not self.planned:
+            with suppress(NotToldYet):
+                await self._wait_in_line()  # nobody grants it anything: it is sent back when something was told
+            with suppress(NotToldYet):
+                self._go_by(self._draw(self.call))
+        return await self._wait_in_line()
+
+    async def _wait_in_line(self) -> Lease:
         call, record, began = self.call, self.record, self.means.now()
         self._ticket = Ticket(
             candidates=self._untried() or self._candidates,
@@ -203,7 +229,7 @@ class Journey:
         lease.failed(error)
         if isinstance(error, Refused) and error.code == "model_not_found":
             self.means.catalog.missing(candidate.instance, candidate.model)
-        metrics.upstream_errors(candidate.instance, error.reason).inc()
+        metrics.upstream_errors(candidate.instance, error.cause or error.reason).inc()
         code = str(error.status) if isinstance(error, Refused) else "error"
         metrics.attempts(candidate.instance, candidate.model, code).inc()
 
@@ -217,9 +243,11 @@ class Journey:
         return most * self.means.random()
 
     def _bears(self, error: UpstreamError) -> bool:
-        """Whether the call can wait for as long as the instance asks."""
+        """Whether the call can wait for as long as the instance asks: in line, and by its own deadline."""
         asked, deadline = error.retry_after or 0.0, self.call.deadline
-        return asked <= MAX_ASKED_FOR and (deadline is None or self.means.now() + asked < deadline)
+        if asked > min(MAX_ASKED_FOR, self.limits.line - self.record.waited):
+            return False
+        return deadline is None or self.means.now() + asked < deadline
 
     def _final(self, error: UpstreamError) -> UpstreamError:
         """The error to tell. Where we tried several times, three attempts of a client would be nine (faults.md §1)."""

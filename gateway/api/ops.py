@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -138,7 +139,9 @@ class Ops:
         query = request.query_params
         model = reading.possible_model(query.get("model", ""))
         call = hypothetical(model, query.get("task", ""), query.get("needs", ""))
-        return Response(msgspec.json.encode(explained(self._engine.dispatch.plan(call))), media_type="application/json")
+        drawn = self._engine.dispatch.plan(call)
+        told = explained(drawn, self._engine.left_out(drawn))
+        return Response(msgspec.json.encode(told), media_type="application/json")
 
 
 def _breaker(one: BreakerReading) -> dict[str, Any]:
@@ -175,8 +178,8 @@ def hypothetical(model: str, task: str, needs: str) -> Call:
     )
 
 
-def explained(plan: Plan) -> dict[str, Any]:
-    """A plan as JSON: the route, the reasons, and each candidate with its own."""
+def explained(plan: Plan, left_out: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
+    """A plan as JSON: the route, the reasons, and each candidate with its own; `left_out` for now, too."""
     return {
         "route": plan.route,
         "task": plan.task or None,
@@ -191,5 +194,5 @@ def explained(plan: Plan) -> dict[str, Any]:
             }
             for one in sorted(plan.candidates, key=lambda one: (one.tier, one.rank))
         ],
-        "left_out": [{"instance": name, "reason": why} for name, why in plan.left_out],
+        "left_out": [{"instance": name, "reason": why} for name, why in (*plan.left_out, *left_out)],
     }

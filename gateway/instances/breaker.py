@@ -20,10 +20,9 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 
 from gateway.config import BreakerConfig
-from gateway.errors import ConnectFailed, FirstTokenTimeout, UpstreamError
+from gateway.errors import MAX_ASKED_FOR, ConnectFailed, FirstTokenTimeout, UpstreamError
 
 MAX_MODELS = 256  # of one instance that have a breaker of their own: those that failed last
-MAX_PAUSE = 10.0  # seconds that an instance may ask for by Retry-After
 SLICES = 10
 MIN_STEP = 0.01  # seconds between two steps of a slow start; an instance with many slots takes several at once
 
@@ -136,7 +135,7 @@ class Breaker:
             if self._early and self.until is not None:  # a last resort: it shows no more than was known
                 self._trial, self.hard = None, isinstance(error, ConnectFailed)
             else:
-                self._open(error, now, f"the trial call failed: {error.reason}")
+                self._open(error, now, f"the trial call failed: {error.cause or error.reason}")
         elif self.until is None:
             self._count(error, now)
 
@@ -182,16 +181,16 @@ class Breaker:
         """Why it is to open after this failure, in words; "" where it is not."""
         config = self.config
         if error.unloadable:  # one is enough: memory does not come back by asking for it
-            return f"it could not load the model: {error.reason}"
+            return f"it could not load the model: {error.cause}"
         if self._connects >= config.connects:
             return f"{self._connects} failed connections in a row"
         if self._silences >= config.first_tokens:
             return f"{self._silences} calls in a row had no first token in time"
         if self._failures >= config.failures:
-            return f"{self._failures} failed calls in a row, the last: {error.reason}"
+            return f"{self._failures} failed calls in a row, the last: {error.cause or error.reason}"
         failed, ended = self._tally.counts(now)
         if ended >= config.calls and failed >= config.ratio * ended:
-            return f"{failed} of the last {ended} calls failed, the last: {error.reason}"
+            return f"{failed} of the last {ended} calls failed, the last: {error.cause or error.reason}"
         return ""
 
     def _open(self, error: UpstreamError, now: float, why: str) -> None:
@@ -267,7 +266,7 @@ class Breakers:
             return
         self.calm = False
         connect = isinstance(error, ConnectFailed)
-        if connect or not (error.of_model or cloud):
+        if connect or not (error.cause or cloud):
             self.whole.failed(call, error, now)
             if connect or self.whole.until is not None:
                 return
@@ -303,6 +302,16 @@ class Breakers:
             if breaker.until is not None:
                 yield model, breaker, breaker.until
 
+    def left_out(self, model: str, now: float) -> str:
+        """For how long no call for `model` goes there as usual, and why, in words; "" where they do."""
+        whole = self.whole.until is not None
+        breaker = self.whole if whole else self.models.get(model)
+        if breaker is None or breaker.until is None:
+            return ""
+        left = breaker.until - now
+        until = f"for {left:.0f} s more" if left > 0 else "until one call has tried it"
+        return f"{'all models' if whole else f'model {model}'} {until}: {breaker.why}"
+
     def settle(self, limit: int, slots: Callable[[str], int], now: float) -> float:
         """Forget what is over and was told; when something next changes by itself, NEVER if nothing does."""
         due = min((own.settle(slots(model), now) for model, own in self.models.items()), default=NEVER)
@@ -328,7 +337,7 @@ class Breakers:
 
     def _saturate(self, error: UpstreamError, now: float, running: int) -> None:
         asked = error.retry_after
-        pause = self.whole.config.busy if asked is None else min(asked, MAX_PAUSE)
+        pause = self.whole.config.busy if asked is None else min(asked, MAX_ASKED_FOR)
         self._most = min(self._most, running) if self.saturated(now) else running
         self._busy_until = max(self._busy_until, now + pause)
         self.calm = False

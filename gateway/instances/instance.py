@@ -66,6 +66,8 @@ class Instance:
         self.breakers = Breakers(pool.breaker, random)
         self.memory = Memory()
         self.place = -1
+        self.joined = 0.0  # loop time
+        self.told = False  # its models, at least once
         self.owes = ""
         self.gives_up: frozenset[str] = frozenset()
         self.seed = seed(config.name)
@@ -178,6 +180,10 @@ class Instance:
         if self.removed or self.config.drain:
             return False
         return self.away_since is None or now < self.away_since + self.hold
+
+    def untold(self, now: float) -> bool:
+        """Whether its models are not known, but it has come so lately that they may be at any moment."""
+        return not (self.told or self.removed or self.config.drain) and now < self.joined + self.hold
 
     def state(self, now: float) -> str:
         """One word of a closed set: drained, down, open, half_open, saturated, slow_start, unknown, healthy; the first

@@ -18,7 +18,7 @@ from gateway.config import LineConfig
 from gateway.errors import CapacityError
 from gateway.instances.instance import Instance, Lease
 from gateway.instances.roster import Roster
-from gateway.instances.shares import Caller, Level, Turn
+from gateway.instances.shares import Caller, Level
 
 MAX_WANTS = 512
 
@@ -57,6 +57,13 @@ class Tier(NamedTuple):
         return Tier(sum(models.values()), self.options, models, self.ranks) if models else None
 
 
+class Turn(NamedTuple):
+    """Whose turn it is, and of which class it counts: the lower goes first."""
+
+    level: int
+    waiter: Waiter
+
+
 class Want:
     """All waiting calls with the same candidates."""
 
@@ -67,7 +74,7 @@ class Want:
         self.count = 0
         self.models = tuple(dict.fromkeys(model_key(one.model) for one in candidates))
         self.replace(place, ageing)
-        self._levels = tuple(Level() for _ in Priority)
+        self._levels: tuple[Level[Waiter], ...] = tuple(Level() for _ in Priority)
 
     def replace(self, place: Callable[[str], int | None], ageing: float) -> None:
         """The instances stand elsewhere, or other settings hold."""
@@ -159,7 +166,7 @@ class Want:
             return len(calls) - (last is waiter)
         return next((n for n, one in enumerate(calls) if one is waiter or one.since > waiter.since), len(calls))
 
-    def _class(self, priority: int, level: Level, now: float) -> int:
+    def _class(self, priority: int, level: Level[Waiter], now: float) -> int:
         """What a class counts as: one better for each `ageing` it has waited for a turn."""
         return priority and max(0, priority - int((now - max(level.oldest, level.turn_at)) / self.ageing))
 
@@ -287,7 +294,7 @@ class Order(Protocol):
     """
 
     def arrives(self, waiter: Waiter, now: float) -> Candidate | None:
-        """Where a new call goes at once. None: it waits, and is kept from now on."""
+        """Where a new call goes at once. None: it waits, and is kept from now on. One without candidates has to."""
 
     def serves(self, instance: Instance, now: float) -> tuple[Waiter, Candidate] | None:
         """Who of those that wait takes the room that `instance` has, if anyone."""

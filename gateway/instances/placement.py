@@ -25,10 +25,10 @@ from itertools import islice
 from gateway.call import Candidate
 from gateway.config import LineConfig
 from gateway.instances.instance import Instance
-from gateway.instances.line import DemandView, Outlook, Tier, Waiter, Want, position
+from gateway.instances.line import DemandView, Outlook, Tier, Turn, Waiter, Want, position
 from gateway.instances.memory import USUAL_LOAD, USUAL_SERVICE
 from gateway.instances.roster import Roster, each
-from gateway.instances.shares import Turn, Turns
+from gateway.instances.shares import Turns
 from gateway.routing import home
 
 INFINITY = float("inf")

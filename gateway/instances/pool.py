@@ -17,7 +17,7 @@ from typing import Protocol
 
 from gateway.call import Candidate
 from gateway.config import Config
-from gateway.errors import CapacityError, DeadlineUnreachable, LineFull, LineTimeout, NoInstance
+from gateway.errors import CapacityError, DeadlineUnreachable, LineFull, LineTimeout, NoInstance, NotToldYet
 from gateway.instances.instance import Clock, Instance, Lease, LeaseState, Timer
 from gateway.instances.line import DemandView, Line, Order, Outlook, Ticket, Waiter, Want, Wants
 from gateway.instances.memory import Contents
@@ -26,6 +26,7 @@ from gateway.instances.roster import Roster
 from gateway.instances.shares import Caller, Callers
 
 INFINITY = float("inf")
+HOLD = "line.hold"
 _RETRY_AFTER = (1.0, 30.0)  # seconds, the shortest and the longest we tell anyone
 
 MakeOrder = Callable[[Roster, Config], Order]
@@ -98,7 +99,7 @@ class Pool:
     def outlook(self, ticket: Ticket) -> Outlook | None:
         """What the call that waits with `ticket` may expect now; None where it does not wait."""
         waiter = self._line.waiter(ticket)
-        return self._order.outlook(waiter, self._clock.now()) if waiter else None
+        return self._outlook(waiter, self._clock.now()) if waiter else None
 
     def demands(self) -> list[DemandView]:
         """What is waited for, by model."""
@@ -141,6 +142,7 @@ class Pool:
                 self._look_again(name, INFINITY, now)
         for instance in self._instances.values():
             if instance.place < 0:
+                instance.joined = now
                 self._roster.add(instance, now)
         self._wants.replace(self._line.wants, config.line)
         self._order.reconfigure(config.line)
@@ -162,15 +164,17 @@ class Pool:
         """Take what an instance told of its models, having been asked at loop time `asked`."""
         instance = self._instances.get(name)
         if instance:
+            instance.told = True
             instance.memory.told(contents, asked=asked, now=self._clock.now())
             self._turn(instance)
+            self._send_back(self._clock.now())
 
     async def lease(self, ticket: Ticket, *, patience: float) -> Lease:
         """A lease on the best of the ticket's candidates that has room, now or as soon as it is this call's turn.
 
         `patience` is the seconds it may wait. Does not suspend where it need not wait. Raises LineFull, LineTimeout,
-        NoInstance. Use it as `with await pool.lease(...) as lease:`, with nothing in between, and a cancellation at any
-        point leaks nothing.
+        NoInstance; where the ticket has no candidates yet, NotToldYet as soon as there may be some. Use it as
+        `with await pool.lease(...) as lease:`, with nothing in between: a cancellation at any point leaks nothing.
         """
         now = self._clock.now()
         caller = self._callers.joins(ticket.caller)
@@ -196,7 +200,9 @@ class Pool:
             async with asyncio.timeout(limit):
                 await waiter.settled()
         except TimeoutError:
-            if waiter.outcome is None:  # else it was granted in that very moment, and keeps what it has
+            if waiter.outcome is None and setting == HOLD:
+                self._refuse(waiter, self._nobody(waiter, self._clock.now()))
+            elif waiter.outcome is None:  # else it was granted in that very moment, and keeps what it has
                 caller = waiter.caller
                 why = f"{caller.running} calls of this caller ran, the most at once (line.max_running_per_caller)"
                 why = why if caller.capped else "no instance came free"
@@ -212,8 +218,12 @@ class Pool:
 
     def _limit(self, waiter: Waiter, patience: float) -> tuple[float, str]:
         """How long it may wait from now on, in seconds, and what says so."""
-        deadline = waiter.ticket.deadline
-        left = patience if deadline is None else max(0.0, deadline - self._clock.now())
+        deadline, now = waiter.ticket.deadline, self._clock.now()
+        left = patience if deadline is None else max(0.0, deadline - now)
+        if not waiter.want.candidates:
+            untold = [one.joined + one.hold - now for one in self._untold(now)]
+            if untold and max(untold) < min(left, patience):
+                return max(untold), HOLD
         return (left, "X-Request-Timeout, or the client's own") if left < patience else (patience, "timeouts.line")
 
     def match(self) -> None:
@@ -226,6 +236,7 @@ class Pool:
         self._offer(self._roster.room, now)
         self._anew = True
         self._heed()
+        self._send_back(now)
 
     def _turn(self, instance: Instance) -> None:
         """Something about `instance` changed: give its room to whoever waits for it."""
@@ -335,7 +346,7 @@ class Pool:
         problem = self._line.overfull(waiter, self._config.line, self._slots)
         if problem and waiter.since >= now:  # one that was in line before keeps its place there
             return LineFull(problem, retry_after=self._retry_after(waiter))
-        waiter.outlook = self._order.outlook(waiter, now)
+        waiter.outlook = self._outlook(waiter, now)
         return self._too_late(waiter, waiter.outlook, patience, now)
 
     def _too_late(self, waiter: Waiter, outlook: Outlook, patience: float, now: float) -> CapacityError | None:
@@ -348,10 +359,17 @@ class Pool:
         return DeadlineUnreachable(message, retry_after=_clamp(outlook.seconds - left))
 
     def _retry_after(self, waiter: Waiter) -> float:
-        return _clamp(self._order.outlook(waiter, self._clock.now()).seconds)
+        return _clamp(self._outlook(waiter, self._clock.now()).seconds)
+
+    def _outlook(self, waiter: Waiter, now: float) -> Outlook:
+        if waiter.want.candidates:
+            return self._order.outlook(waiter, now)
+        return Outlook(len(self._line), self._config.line.hold, lambda: "waiting for an instance to tell its models")
 
     def _hopeless(self, want: Want, now: float) -> bool:
-        """Whether nobody could serve it, and none of its instances may soon be back."""
+        """Whether nobody could serve it, and none of its instances may soon be back, or be found."""
+        if not want.candidates:
+            return not self._untold(now)
         if want.tier(self._roster) is not None:
             return False
         names = {candidate.instance for candidate in want.candidates}
@@ -363,11 +381,22 @@ class Pool:
             for waiter in [one for one in self._line if one.want in hopeless]:
                 self._refuse(waiter, self._nobody(waiter, now))
 
+    def _untold(self, now: float) -> list[Instance]:
+        return [instance for instance in self._instances.values() if instance.untold(now)]
+
+    def _send_back(self, now: float) -> None:
+        """Have those that wait to hear where they may go ask again: something was told, or has changed."""
+        if any(not want.candidates for want in self._line.wants):
+            for waiter in [one for one in self._line if not one.want.candidates]:
+                self._refuse(waiter, self._nobody(waiter, now))
+
     def _refuse(self, waiter: Waiter, problem: CapacityError) -> None:
         self._leave(waiter)
         waiter.settle(problem)
 
     def _nobody(self, waiter: Waiter, now: float) -> NoInstance:
+        if not waiter.want.candidates:
+            return NotToldYet("no instance has told its models yet", retry_after=_clamp(self._config.health.interval))
         names = dict.fromkeys(candidate.instance for candidate in waiter.want.candidates)
         known = [self._instances[name] for name in names if name in self._instances]
         states = ", ".join(f"{instance.name} is {instance.state(now)}" for instance in known[:8])

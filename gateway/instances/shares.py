@@ -16,15 +16,22 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import count
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from gateway.instances.line import Waiter
+from typing import Any, Generic, Protocol, TypeVar
 
 MAX_STARTS = 1024  # callers a place may remember before it forgets those that are not ahead
 MAX_LAG = 60.0  # seconds of service by weight
 
 NEVER = float("inf")
+
+
+class Waits(Protocol):
+    """A call in line, as far as shares go: whose it is, and when it came."""
+
+    caller: Caller
+    since: float
+
+
+W = TypeVar("W", bound=Waits)
 
 
 class Caller:
@@ -41,7 +48,7 @@ class Caller:
         self.busy = 0.0
         self.running = 0
         self.waiting = 0
-        self.levels: dict[Level, None] = {}
+        self.levels: dict[Level[Any], None] = {}
 
     @property
     def capped(self) -> bool:
@@ -144,15 +151,15 @@ class Callers:
 Entry = tuple[float, float, int, Caller]  # start, arrival of the first call, a number to tell two apart
 
 
-class Level:
+class Level(Generic[W]):
     """The waiting calls of one class of one want, by caller."""
 
     __slots__ = ("_calls", "_heap", "_serial", "_turns", "callers", "turn_at")
 
     def __init__(self) -> None:
-        self.callers: dict[Caller, OrderedDict[Waiter, None]] = {}
+        self.callers: dict[Caller, OrderedDict[W, None]] = {}
         self.turn_at = 0.0  # loop time of its last turn
-        self._calls: OrderedDict[Waiter, None] = OrderedDict()
+        self._calls: OrderedDict[W, None] = OrderedDict()
         self._turns = Turns()  # of its own: else a class that rarely has a turn would forget whose was the last
         self._heap: list[Entry] = []
         self._serial = count()
@@ -163,13 +170,13 @@ class Level:
         first = next(iter(self._calls), None)
         return NEVER if first is None else first.since
 
-    def __iter__(self) -> Iterator[Waiter]:
+    def __iter__(self) -> Iterator[W]:
         return iter(self._calls)
 
     def __len__(self) -> int:
         return len(self._calls)
 
-    def add(self, waiter: Waiter) -> None:
+    def add(self, waiter: W) -> None:
         """Among its caller's calls, by when they came."""
         caller = waiter.caller
         _insert(waiter, self._calls)
@@ -182,7 +189,7 @@ class Level:
         caller.levels[self] = None
         self.note(caller)
 
-    def discard(self, waiter: Waiter) -> None:
+    def discard(self, waiter: W) -> None:
         caller = waiter.caller
         calls = self.callers[caller]
         del self._calls[waiter], calls[waiter]
@@ -209,7 +216,7 @@ class Level:
         if seconds < 0 and caller in self.callers:
             self.note(caller)
 
-    def head(self) -> Waiter | None:
+    def head(self) -> W | None:
         """The first call of the caller whose turn it is; None where all that wait are at their cap."""
         heap = self._heap
         while heap:
@@ -229,14 +236,7 @@ class Level:
         return self._turns.start(caller), next(iter(self.callers[caller])).since, next(self._serial), caller
 
 
-class Turn(NamedTuple):
-    """Whose turn it is, and of which class it counts: the lower goes first."""
-
-    level: int
-    waiter: Waiter
-
-
-def _insert(waiter: Waiter, calls: OrderedDict[Waiter, None]) -> None:
+def _insert(waiter: W, calls: OrderedDict[W, None]) -> None:
     """Put it where it belongs by when it came: at the end, or before all, but for one that was in line already."""
     last = next(reversed(calls), waiter)
     early = waiter.since < next(iter(calls), waiter).since

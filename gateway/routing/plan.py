@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from gateway.call import Call, Candidate, Plan, model_key
 from gateway.config import DEFAULT_TASK, GENERAL, Config, RouteConfig, Target
-from gateway.errors import InvalidCall, NoInstance, UnknownModel, UnknownPath
+from gateway.errors import InvalidCall, NoInstance, NotToldYet, UnknownModel, UnknownPath
 from gateway.routing.aliases import split_alias
 from gateway.routing.match import first_match
 from gateway.routing.view import InstanceView, ModelView, PoolView
@@ -27,7 +27,7 @@ def plan(call: Call, config: Config, view: PoolView) -> Plan:
     """All that may serve `call`, best first.
 
     Raises InvalidCall for a task nobody declared, UnknownModel, UnknownPath for an operation that no instance has, and
-    NoInstance where nothing could be offered at all.
+    NoInstance where nothing could be offered at all: NotToldYet where that may be another thing in a moment.
     """
     task = call.task or DEFAULT_TASK
     if task not in config.all_tasks:
@@ -47,7 +47,8 @@ def plan(call: Call, config: Config, view: PoolView) -> Plan:
     else:
         drawn = _by_task(call, task, config, view)
     if not drawn.candidates:
-        raise NoInstance(_nothing_for(call, task, drawn), retry_after=RETRY_AFTER)
+        kind = NotToldYet if any(instance.awaited for instance in view.instances) else NoInstance
+        raise kind(_nothing_for(call, task, drawn), retry_after=RETRY_AFTER)
     return drawn
 
 
@@ -192,13 +193,17 @@ def _where(instance: InstanceView, model: str) -> str:
 def _unknown_model(call: Call, view: PoolView) -> UnknownModel | NoInstance:
     model = call.model
     if not any(instance.known for instance in view.instances):
-        return NoInstance("no instance has told its models yet", retry_after=RETRY_AFTER)
+        kind = NotToldYet if any(instance.awaited for instance in view.instances) else NoInstance
+        return kind("no instance has told its models yet", retry_after=RETRY_AFTER)
     names = sorted({found.name for instance in view.instances for found in instance.models.values()})
     near = difflib.get_close_matches(model_key(model), [model_key(name) for name in names[:MAX_COMPARED]], 1)
     silent = sum(not instance.known for instance in view.instances)
     hint = f". Did you mean '{near[0]}'?" if near else ""
     if model != call.wish.model:
         hint += f" ('{call.wish.model[:256]}' stands for it, by an alias)"
+    if any(instance.awaited and instance.healthy for instance in view.instances):
+        words = f"no instance is known to have model '{model}', and {silent} of {len(view.instances)} have not told yet"
+        return NotToldYet(words, retry_after=RETRY_AFTER)
     if silent:
         hint += f" ({silent} of {len(view.instances)} instances could not be asked yet)"
     return UnknownModel(model, hint)

@@ -27,6 +27,7 @@ class InstanceView:
     default_model: str | None = None
     models: Mapping[str, ModelView] = field(default_factory=dict)  # by model_key
     known: bool = False  # its models were read at least once
+    awaited: bool = False  # they were not, but it has come so lately that they may be at any moment
     healthy: bool = True  # takes calls: probes and breaker agree, not drained
     native: bool = True  # has Ollama's own API
     why_not: str = ""  # in words, where it is not healthy

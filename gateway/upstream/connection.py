@@ -248,8 +248,7 @@ class Connection(asyncio.Protocol):
         try:
             await waiter
         finally:
-            if self._waiter is waiter:
-                self._waiter = None
+            self._waiter = None  # not when it is woken: what comes before it runs is its own to find
 
     @property
     def failed(self) -> bool:
@@ -302,11 +301,11 @@ class Connection(asyncio.Protocol):
         return self._failure is not None or answer.status != 0
 
     def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-        elif waiter is None and self.on_changed is not None:
-            self.on_changed()
+        if self._waiter is None:
+            if self.on_changed is not None:
+                self.on_changed()
+        elif not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _ended(self, *, clean: bool) -> None:
         if self.answer is not None and not (clean and self.answer.end()):

@@ -105,17 +105,16 @@ class Response:
     @property
     def waits(self) -> bool:
         """The instance has yet to say more, and all it said was read."""
-        answer = self._answer
-        return not (answer.untaken or answer.done or self._closed or self._connection.failed)
+        return not (self._answer.untaken or self.over)
 
     @property
-    def failed(self) -> bool:
-        """There will be no more of it: `check` says why."""
-        return not self._closed and self._connection.failed
+    def over(self) -> bool:
+        """Nothing more will come: it is whole, or broken off. What came may be unread yet."""
+        return self._answer.done or self._closed or self._connection.failed
 
     def check(self) -> None:
-        """Raise what it failed of, if it did."""
-        if not self._closed:
+        """Raise what it broke off with, if it did before it was whole."""
+        if not (self._answer.done or self._closed):
             self._connection.check()
 
     def when_changed(self, callback: Callable[[], None] | None) -> None:

@@ -65,7 +65,7 @@ def turned_away(reason: str) -> Series:
     return series("rejections", route="by-model", reason=reason)
 
 
-def attempted(status: int, instance: str = "alpha") -> Series:
+def attempted(status: int | str, instance: str = "alpha") -> Series:
     return series("upstream_requests", instance=instance, model="llama3.1:8b", code=str(status))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from gateway.simulator import Behaviour
-from tests.faults.counting import Counted, Series, attempted, called, failed, one
+from tests.faults.counting import Counted, Series, attempted, called, failed, one, series
 from tests.faults.leaving import leave, slow
 from tests.house import MODEL, House, Wire, ask, request
 
@@ -196,14 +196,47 @@ async def test_c7_the_place_is_free_when_the_instance_has_ended_though_the_clien
         assert {line["status"] for line in house.lines if line["event"] == "call.done"} == {200}
 
 
-async def test_c7_what_goes_wrong_while_the_client_does_not_read_is_told_it_after_all_that_came_before() -> None:
-    async with one() as house:
-        house.simulator("alpha").faults.arm("error_in_band", path="/v1", after=700)
+@pytest.mark.parametrize(
+    ("kind", "reason", "code"),
+    [
+        ("error_in_band", "stream_broken", "stream_interrupted"),
+        ("swallowed_error", "stream_broken", "stream_interrupted"),
+        ("cut", "upstream_reset", "stream_interrupted"),
+        ("reset", "upstream_reset", "stream_interrupted"),
+        ("hang_mid_stream", "upstream_timeout_idle", "idle_timeout"),
+    ],
+)
+async def test_c7_what_goes_wrong_frees_the_place_at_once_and_is_told_the_client_when_it_reads(
+    kind: str, reason: str, code: str
+) -> None:
+    async with one(timeouts={"idle": 0.3}) as house:
+        alpha, counted = house.engine.pool.instances["alpha"], Counted(house)
+        house.simulator("alpha").faults.arm(kind, path="/v1", after=700)
         async with slow(house, ask("x", stream=True, max_tokens=800)) as wire:
-            await house.simulator("alpha").until(lambda: asked(house) == 1 and house.seen("alpha").finished)
+            await house.until(lambda: asked(house) == 1 and not house.simulator("alpha").busy)
+            await house.until(lambda: alpha.held == 0)
+            assert len(house.app.crowd) == 1
+            assert counted.moved == {
+                attempted("error"): 1,
+                series("upstream_errors", instance="alpha", reason=reason): 1,
+            }
+            assert (await house.chat("say: mine")).text == "mine"
             said = await wire.until(b"0\r\n\r\n")
         assert (said.count(b'"content":"'), said.count(b"[DONE]")) == (700, 0)
-        assert b'"code":"stream_interrupted"' in said
+        assert b'"code":"%b"' % code.encode() in said
+        await house.quiet()
+        assert counted.moved[series("upstream_errors", instance="alpha", reason=reason)] == 1
+
+
+async def test_c7_who_leaves_before_it_read_of_a_failure_takes_nothing_back_of_it() -> None:
+    async with one() as house:
+        alpha, counted = house.engine.pool.instances["alpha"], Counted(house)
+        house.simulator("alpha").faults.arm("error_in_band", path="/v1", after=700)
+        async with slow(house, ask("x", stream=True, max_tokens=800)):
+            await house.until(lambda: asked(house) == 1 and alpha.held == 0)
+        await until_logged(house)
+        assert counted.moved[series("upstream_errors", instance="alpha", reason="stream_broken")] == 1
+        assert alpha.breaker._failures == 1
 
 
 @pytest.mark.parametrize("window", ["in line", "before the first token", "in the stream"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from gateway.instances import Instance
 from gateway.simulator import Behaviour, SimulatedModel
-from tests.house import MODEL, House, Reply, ask
+from tests.house import LIMIT, MODEL, House, Reply, ask
 
 OTHER = "other:1b"
 ROOMY = Behaviour(models=(SimulatedModel(name=MODEL), SimulatedModel(name=OTHER)), parallel=64)
@@ -51,6 +52,12 @@ async def told(house: House) -> dict[str, Any]:
     return found
 
 
+def probes(house: House, result: str) -> float:
+    """How many of alpha's probes had this result."""
+    labels = {"instance": "alpha", "result": result}
+    return house.engine.metrics.registry.get_sample_value("gateway_upstream_health_checks_total", labels) or 0.0
+
+
 def model_state(house: House, model: str = MODEL) -> str:
     breaker = alpha(house).breakers.models.get(model)
     return str(breaker.state_at(house.engine._loop.time())) if breaker else "closed"
@@ -60,10 +67,14 @@ def state(house: House) -> str:
     return alpha(house).state(house.engine._loop.time())
 
 
-async def until_it_cools(house: House, model: str = MODEL) -> None:
-    """Ask until alpha has failed often enough; whoever asks is served by the other."""
-    while model_state(house, model) != "open":
-        assert (await chat(house, model=model)).status == 200
+async def ask_until(house: House, holds: Callable[[], bool], **details: Any) -> Reply:
+    """Call again and again, each time with success, until something holds; the last reply."""
+    async with asyncio.timeout(LIMIT):
+        while True:
+            reply = await chat(house, **details)
+            assert reply.status == 200
+            if holds():
+                return reply
 
 
 @asynccontextmanager
@@ -99,7 +110,7 @@ async def test_after_five_dead_runners_in_a_row_an_instance_is_out_for_that_mode
 ):
     async with two(limit=64, breaker={"cooldown": 0.3, "slow_start": 0}) as house:
         async with failing(house, "runner_stopped"):
-            await until_it_cools(house)
+            await ask_until(house, lambda: model_state(house) == "open")
         assert hits(house) == 5
         await house.until(lambda: model_state(house) == "half_open")
         house.simulator("alpha").faults.arm("hang_before_headers", path="/v1")
@@ -109,8 +120,7 @@ async def test_after_five_dead_runners_in_a_row_an_instance_is_out_for_that_mode
         (trial,) = [arrival for arrival in arrivals if not arrival.done()]
         trial.cancel()
         await house.quiet()
-        while model_state(house) != "closed":
-            assert (await chat(house)).status == 200
+        await ask_until(house, lambda: model_state(house) == "closed")
         series = "gateway_upstream_model_breaker_transitions_total"
         labels = {"instance": "alpha", "model": MODEL}
         assert [await house.metric(series, **labels, to=to) for to in ("open", "half_open", "closed")] == [1, 1, 1]
@@ -121,9 +131,8 @@ async def test_after_five_dead_runners_in_a_row_an_instance_is_out_for_that_mode
 
 async def test_an_instance_with_a_rate_limit_is_left_alone_while_another_serves() -> None:
     async with two() as house, failing(house, "rate_limited", retry_after=2):
-        while not hits(house):
-            reply = await chat(house)
-        assert (reply.status, reply.instance, reply.headers["x-gateway-attempts"]) == (200, "beta", "2")
+        reply = await ask_until(house, lambda: hits(house) > 0)
+        assert (reply.instance, reply.headers["x-gateway-attempts"]) == ("beta", "2")
         left = alpha(house).breakers._busy_until - house.engine._loop.time()
         assert 0 < left <= 2
         for _ in range(10):
@@ -146,11 +155,18 @@ async def test_where_no_attempt_is_left_the_rate_limit_is_relayed_with_its_time(
         assert "too many requests" in reply.json["error"]["message"]
 
 
-async def test_nobody_waits_longer_than_its_deadline_for_a_rate_limit_to_pass() -> None:
-    async with one() as house, failing(house, "rate_limited", retry_after=600):
-        reply = await chat(house, X_Request_Timeout="0.2")
-        assert reply.status == 429
-        assert int(reply.headers["retry-after"]) >= 1
+@pytest.mark.parametrize(
+    ("asks", "timeout", "limits"),
+    [(600, "60", {}), (9, "5", {}), (9, "60", {"timeouts": {"line": 5}})],
+)
+async def test_who_cannot_wait_for_so_long_is_told_at_once_in_the_instances_words(
+    asks: int, timeout: str, limits: dict[str, Any]
+) -> None:
+    async with one(**limits) as house, failing(house, "rate_limited", retry_after=asks):
+        reply = await chat(house, X_Request_Timeout=timeout)
+        assert (reply.status, reply.headers["x-gateway-attempts"]) == (429, "1")
+        assert reply.headers["retry-after"] == str(min(asks, 30))
+        assert "too many requests" in reply.json["error"]["message"]
 
 
 async def test_a_mistake_of_the_client_is_relayed_once_and_held_against_nobody() -> None:
@@ -170,15 +186,12 @@ async def test_a_mistake_of_the_client_is_relayed_once_and_held_against_nobody()
 async def test_after_two_calls_without_a_first_token_an_instance_is_out_whatever_its_probes_say(how: str) -> None:
     limits = {"first_token": 0.2, "loading": 0.2}
     async with two(timeouts=limits, health=QUICK_PROBES) as house, failing(house, how):
-        while state(house) != "open":
-            assert (await chat(house, stream=True)).status == 200
+        await ask_until(house, lambda: state(house) == "open", stream=True)
         assert hits(house) == 2
         assert (await told(house))["breaker"]["why"] == "2 calls in a row had no first token in time"
-        labels = {"instance": "alpha", "result": "ok"}
-        seen = await house.metric("gateway_upstream_health_checks_total", **labels)
-        while await house.metric("gateway_upstream_health_checks_total", **labels) < seen + 20:
-            reply = await chat(house, stream=True)
-            assert (reply.instance, reply.headers["x-gateway-attempts"]) == ("beta", "1")
+        seen = probes(house, "ok")
+        reply = await ask_until(house, lambda: probes(house, "ok") >= seen + 20, stream=True)
+        assert (reply.instance, reply.headers["x-gateway-attempts"]) == ("beta", "1")
         assert (state(house), alpha(house).healthy, hits(house)) == ("open", True, 2)
 
 
@@ -186,10 +199,7 @@ async def test_probes_that_fail_every_other_time_make_no_instance_flap() -> None
     async with two(health=QUICK_PROBES) as house:
         for path in ("/api/version", "/v1/models"):
             house.simulator("alpha").faults.arm("status", times=None, path=path, every=2)
-        for result in ("failed", "ok"):
-            labels = {"instance": "alpha", "result": result}
-            while await house.metric("gateway_upstream_health_checks_total", **labels) < 20:
-                await asyncio.sleep(0)
+        await house.until(lambda: min(probes(house, "failed"), probes(house, "ok")) >= 20)
         assert not [line for line in house.lines if line["event"] == "instance.down"]
         house.simulator("alpha").faults.clear()
 
@@ -219,7 +229,9 @@ async def held_until_done(house: House, crowd: list[asyncio.Task[Reply]], *, slo
     """How many calls alpha had while it came back, each time no more than it was to have by then."""
     instance, now = alpha(house), house.engine._loop.time
     back, held = None, set()
+    guard = now() + LIMIT
     while not all(one.done() for one in crowd):
+        assert now() < guard, "it does not come back"
         back = instance.breaker.since if back is None else back
         passed = 0.0 if back is None else now() - back
         held.add(instance.held)
@@ -280,12 +292,27 @@ async def test_a_model_that_cannot_be_loaded_on_one_instance_goes_to_another_and
         assert f'gateway_upstream_model_cooling{{instance="alpha",model="{MODEL}"}} 1.0' in exposition
 
 
+async def test_explain_says_for_how_long_a_model_is_left_out_where_and_why() -> None:
+    async with two(breaker={"cooldown": 100, "failures": 2}) as house:
+        async with failing(house, "out_of_memory", model=MODEL):
+            await ask_until(house, lambda: model_state(house) == "open")
+        told = (await house.get(f"/gateway/explain?model={MODEL}")).json
+        (left_out,) = told["left_out"]
+        assert left_out["instance"] == "alpha"
+        words = rf"model {MODEL} for \d+ s more: it could not load the model: no_memory"
+        assert re.fullmatch(words, left_out["reason"])
+        assert (await house.get(f"/gateway/explain?model={OTHER}")).json["left_out"] == []
+        async with failing(house, "status"):
+            await ask_until(house, lambda: state(house) == "open", model=OTHER)
+        (left_out,) = (await house.get(f"/gateway/explain?model={OTHER}")).json["left_out"]
+        assert re.fullmatch(r"all models for \d+ s more: .+ failed calls in a row, .+", left_out["reason"])
+
+
 async def test_after_its_cooldown_the_model_is_tried_there_and_is_back() -> None:
     async with two(breaker={"cooldown": 0.2}) as house:
         async with failing(house, "out_of_memory", model=MODEL):
-            await until_it_cools(house)
-        while model_state(house) != "closed":
-            assert (await chat(house)).status == 200
+            await ask_until(house, lambda: model_state(house) == "open")
+        await ask_until(house, lambda: model_state(house) == "closed")
         assert (await told(house))["cooling"] == {}
         changes = [line for line in house.lines if line["event"] == "breaker.change"]
         assert [(line["model"], line["state"]) for line in changes] == [
@@ -302,3 +329,4 @@ async def test_where_no_other_could_have_it_the_client_hears_the_instances_own_w
             assert (reply.status, reply.headers["x-gateway-attempts"]) == (500, "1")
             assert "more system memory" in reply.json["error"]["message"]
         assert (await chat(house, model=OTHER)).status == 200
+        assert await house.metric("gateway_upstream_errors_total", instance="alpha", reason="no_memory") == 3

@@ -119,6 +119,7 @@ async def test_q2_the_calls_of_one_caller_that_may_wait_have_a_bound_and_others_
             await waiting.chat("bob", authorization="Bearer bob")
         come_back(refused, "line_full")
         assert "line.max_calls_per_caller" in refused.json["error"]["message"]
+        assert not [name for name in refused.headers if "ratelimit" in name], "of what span of time should they tell?"
         assert {reply.status for reply in await waiting.replies()} == {200}
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from itertools import count
 
 from gateway.call import Candidate, Priority
-from gateway.instances.line import Ticket, Waiter, Want
+from gateway.instances.line import Ticket, Turn, Waiter, Want
 from gateway.instances.memory import Average
-from gateway.instances.shares import Callers, Turn, Turns
+from gateway.instances.shares import Callers, Turns
 
 AGEING = 15.0
 USUAL = 5.0  # seconds that a call is charged

@@ -443,7 +443,7 @@ def allowed(some: Breakers, now: float = 0.0) -> tuple[bool, bool]:
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("words", "cause"),
     [
         ("model requires more system memory (24.0 GiB) than is available (7.5 GiB)", "no_memory"),
         ("unable to load full model on GPU", "no_memory"),
@@ -456,12 +456,12 @@ def allowed(some: Breakers, now: float = 0.0) -> tuple[bool, bool]:
         ("this model may be incompatible with your version of Ollama", "load_failed"),
     ],
 )
-def test_a_load_that_fails_takes_that_model_out_at_once_and_leaves_the_others(words: str, reason: str) -> None:
+def test_a_load_that_fails_takes_that_model_out_at_once_and_leaves_the_others(words: str, cause: str) -> None:
     for error in (Refused("alpha", 500, words), StreamBroken("alpha", words)):
         some = breakers()
         failed(some, error)
         assert allowed(some) == (False, True)
-        assert (error.reason, error.repeatable, error.failover) == (reason, False, True)
+        assert (error.cause, error.repeatable, error.failover) == (cause, False, True)
 
 
 def test_a_runner_that_dies_again_and_again_takes_only_its_model_out() -> None:
@@ -477,7 +477,7 @@ def test_a_runner_that_dies_again_and_again_takes_only_its_model_out() -> None:
 def test_words_of_a_refusal_that_is_the_clients_count_for_nothing(error: UpstreamError) -> None:
     some = breakers()
     failed(some, error, times=50)
-    assert (error.of_model, some.calm) == (False, True)
+    assert (error.cause, some.calm) == ("", True)
 
 
 def test_a_failed_connection_is_of_the_whole() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from gateway.instances.instance import Clock
 from gateway.simulator import Behaviour, SimulatedModel
 from tests.house import MODEL, House, Reply, ask
 
@@ -72,6 +73,14 @@ def prompts(house: House, name: str = "alpha") -> list[str]:
     bodies = [json.loads(seen.body) for seen in house.simulator(name).requests if seen.method == "POST"]
     said = [body["messages"][0]["content"] if "messages" in body else body.get("prompt", "vectors") for body in bodies]
     return [one.removeprefix("say: ") for one in said if one != "holds"]
+
+
+def count_calls_as_seconds(house: House) -> None:
+    """From now on the line's clock goes on by a second with each call that reaches alpha. Its shares are shares of
+    time: where each call takes as long as the machine lets it, they are no numbers of calls.
+    """
+    simulator, loop = house.simulator("alpha"), asyncio.get_running_loop()
+    house.engine.pool._clock = Clock(lambda: float(len(simulator.requests)), loop.call_later)
 
 
 # whose turn it is
@@ -150,8 +159,8 @@ async def test_a_call_of_a_low_class_that_waits_long_enough_goes_before_a_newer_
 @pytest.mark.parametrize("seen", [True, False], ids=["calls-seen", "nothing-seen"])
 async def test_two_keys_share_a_busy_instance_by_their_weights(seen: bool) -> None:
     """Also while nobody knows how long a call takes, and far more is taken for granted than it will be."""
-    behaviour = Behaviour(parallel=8, first_token=0.02)
-    async with one(behaviour=behaviour, auth=keys(amy=2, bob=1, eve=1)) as house:
+    async with one(auth=keys(amy=2, bob=1, eve=1)) as house:
+        count_calls_as_seconds(house)
         waiting = Waiting(house)
         if seen:
             await house.chat("holds", authorization="Bearer eve")
@@ -164,7 +173,8 @@ async def test_two_keys_share_a_busy_instance_by_their_weights(seen: bool) -> No
 
 
 async def test_a_flood_of_one_caller_delays_another_by_at_most_two_calls() -> None:
-    async with one(behaviour=Behaviour(parallel=8, first_token=0.02), auth=keys(amy=1, bob=1)) as house:
+    async with one(auth=keys(amy=1, bob=1)) as house:
+        count_calls_as_seconds(house)
         waiting = Waiting(house)
         async with held(house, authorization="Bearer amy"):
             for _ in range(20):

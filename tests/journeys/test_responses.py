@@ -156,7 +156,7 @@ async def test_a_stream_that_breaks_ends_with_a_failed_response(kind: str, detai
         assert failed["response"]["error"]["code"]
         assert details.get("text", "") in failed["response"]["error"]["message"]
         await house.quiet()
-        assert house.last_line()["reason"] in ("stream_broken", "upstream_reset", "bad_answer", "no_memory")
+        assert house.last_line()["reason"] in ("stream_broken", "upstream_reset", "bad_answer")
 
 
 async def test_the_sdk_raises_for_a_broken_stream_and_reads_a_whole_one() -> None:

@@ -288,7 +288,7 @@ class Laws:
         ]
 
     def _what_is_open_is_leased(self, *, pauses: bool) -> None:
-        asked = sum(work.wanted and not (work.whole or work.over) for work in self._working())
+        asked = sum(work.open for work in self._working())
         held = [waiter for lease, waiter in self._leases.items() if lease.state is LeaseState.HELD]
         if asked > len(held):
             self._broken("what is open is leased", f"{asked} requests, {len(held)} leases")
@@ -325,7 +325,7 @@ class Laws:
             "bytes": pool.held_bytes,
             "callers": pool.callers,
             "held": sum(one.held for one in self._instances),
-            "requests": sum(work.wanted and not (work.whole or work.over) for work in self._working()),
+            "requests": sum(work.open for work in self._working()),
             "busy connections": sum(one.busy for one in self.upstreams),
         }
         if any(left.values()):

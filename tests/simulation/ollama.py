@@ -62,7 +62,9 @@ def _piece(text: str) -> bytes:
 
 
 class Work:
-    """One request under way. `said` are the tokens that went out; `whole` that its end marker did, `over` all of it."""
+    """One request under way. `said` are the tokens that went out; `whole` that its end marker did, `over` that nothing
+    more will.
+    """
 
     def __init__(self, at: Ollama, wire: Wire, call: int, request: bytes, behaviour: Behaviour, nth: int) -> None:
         found = _MODEL.search(request)
@@ -71,7 +73,8 @@ class Work:
         self.stream = _STREAM.search(request) is not None
         self.behaviour = behaviour
         self.said: list[str] = []
-        self.whole = self.over = False
+        self.whole = False
+        self.over = False
         self.answering = False
         self.wire = wire
         self.wanted = True  # the gateway still waits for it
@@ -79,6 +82,11 @@ class Work:
         self._nth = nth
         self._timer: asyncio.TimerHandle | None = None
         self._script = self._stream() if self.stream else self._reply()
+
+    @property
+    def open(self) -> bool:
+        """The gateway still waits for some of it."""
+        return self.wanted and not (self.whole or self.over)
 
     def begin(self) -> None:
         """There is a slot for it."""
