@@ -11,8 +11,11 @@ CLIENTS := .venv-clients
 FUZZ := .venv-fuzz
 PROPERTIES := tests/wire tests/config tests/api tests/dialects tests/faults tests/test_log.py
 
-.PHONY: run demo test check simulate clients clients-slow clients-ready fuzz fuzz-quick fuzz-frontdoor lint bench bench-line bench-policy \
-	bench-overload soak bench-cancellations bench-rolling compatibility format schema clean
+# Other gateways, to be measured beside ours; in an environment of their own.
+PEERS := .venv-peers
+
+.PHONY: run demo test check coverage simulate clients clients-slow clients-ready fuzz fuzz-quick fuzz-frontdoor lint bench bench-peers bench-stalls bench-start \
+	bench-instructions bench-parts bench-line bench-policy bench-overload soak bench-cancellations bench-rolling compatibility format schema clean
 
 run: $(VENV)/.core
 	$(BIN)/ollama-gateway serve $(ARGS)
@@ -24,6 +27,11 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
 
 check: lint test
+
+# Every branch of two rooms, or status 2. Only tests that do the same each time: what others cover is luck.
+coverage: $(VENV)/.dev
+	$(BIN)/python -m coverage run -m pytest -q -m "not hypothesis and not drawn" tests/instances tests/upstream $(ARGS)
+	$(BIN)/python -m coverage report
 
 # Whole calls in virtual time: SCHEDULES of them, drawn anew each time, or the one of SEED, move by move.
 SCHEDULES ?= 10000
@@ -54,8 +62,30 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
+# What a call and a frame cost, beside nginx (in the PATH or $$NGINX_PROGRAM): 5 minutes. ARGS="--only streams-200 --rounds 3"
+# for some of it; ARGS=--help tells what there is.
 bench: $(VENV)/.core
-	$(BIN)/python -m benchmarks.figures
+	$(BIN)/python -m benchmarks.hotpath $(ARGS)
+
+# Instructions of a call and a frame, held to those recorded (valgrind): half a minute.
+bench-instructions: $(VENV)/.core
+	$(BIN)/python -m benchmarks.hotpath.instructions $(ARGS)
+
+# For how long the event loop is held by a scrape, a reload, a 20 MB body, 10,000 waiting calls...: a minute.
+bench-stalls: $(VENV)/.core
+	$(BIN)/python -m benchmarks.hotpath.stalls $(ARGS)
+
+# From the start to the first call served, and the memory then: a quarter of a minute.
+bench-start: $(VENV)/.core
+	$(BIN)/python -m benchmarks.hotpath.start $(ARGS)
+
+# The pure parts by themselves: microseconds, and that ten times as much takes no more than fifteen times as long.
+bench-parts: $(VENV)/.dev
+	$(BIN)/python -m pytest benchmarks/parts.py --benchmark-columns=min,median,iqr --benchmark-sort=name $(ARGS)
+
+# The same for LiteLLM, from PyPI, and for others: ARGS='--peer "name=program --port {port} --upstream {url}"'. 2 minutes.
+bench-peers: $(VENV)/.core $(PEERS)/.ready
+	$(BIN)/python -m benchmarks.hotpath.peers --litellm $(PEERS)/bin/litellm $(ARGS)
 
 # The line: what a decision costs, its order against others (4 minutes; ARGS=--write for docs/line.md), ten times too many
 # calls for a minute.
@@ -90,7 +120,7 @@ schema: $(VENV)/.dev
 	$(BIN)/python -c "import json; from gateway.config import json_schema; print(json.dumps(json_schema(), indent=2))" > gateway/routes.schema.json
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(FUZZ) tests/clients/node_modules
+	rm -rf $(VENV) $(CLIENTS) $(FUZZ) $(PEERS) tests/clients/node_modules
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed, this is ' + sys.version.split()[0] + '. Try: make PYTHON=python3.12 ...')"
@@ -112,6 +142,11 @@ $(CLIENTS)/.ready: pyproject.toml
 $(FUZZ)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(FUZZ)
 	$(FUZZ)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@touch $@
+
+$(PEERS)/.ready:
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]'
 	@touch $@
 
 tests/clients/node_modules/.ready: tests/clients/package-lock.json

@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.figures import Address, request, running
+from benchmarks.processes import Address, request, running
 
 INSTANCES, SLOTS, SERVICE = 4, 2, 0.5  # seconds a call
 CAPACITY = INSTANCES * SLOTS / SERVICE  # calls a second

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import vitals
-from benchmarks.figures import Address, running
+from benchmarks.processes import Address, running
 from benchmarks.traffic import Ask, Client, Wrong, chat_stream, chat_whole, native_stream
 from benchmarks.troubles import free_ports
 

@@ -29,7 +29,7 @@ from itertools import cycle
 from pathlib import Path
 
 from benchmarks import vitals
-from benchmarks.figures import Address, running
+from benchmarks.processes import Address, running
 from benchmarks.traffic import COINED, Ask, Client, Heard, Wrong, any_of
 from benchmarks.troubles import Configurations, Instances, free_ports
 from benchmarks.vitals import Vitals

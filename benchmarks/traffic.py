@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.figures import MODEL, Address
+from benchmarks.processes import MODEL, Address
 
 EMBEDDER = "nomic-embed-text:latest"
 COINED = "zz-"  # how every name begins that a client makes up: none may be found in the metrics

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
-from benchmarks.figures import MODEL, running
+from benchmarks.processes import MODEL, running
 from benchmarks.traffic import EMBEDDER, Client, post
 
 PARALLEL = 8  # answers at once of one instance

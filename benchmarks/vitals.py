@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.figures import Address
+from benchmarks.processes import Address
 
 Words = dict[str, float]
 

@@ -27,6 +27,7 @@ from gateway.journey import Means, RetryBudget, Setting
 from gateway.lists import Shows, Virtual
 from gateway.meters import MAX_CHILDREN
 from gateway.metrics import BreakerReading, InstanceReading, Metrics, Reading
+from gateway.outlet import catch_up, lines_lost
 from gateway.upstream import Health, Prober, Upstream
 
 FIRST_LOOK = 1.0  # seconds that start waits for the instances to answer
@@ -261,6 +262,7 @@ class Engine:
             config=self._loaded.digest,
             reload_ok=self.reload_ok,
             reloaded_at=self.reloaded_at,
+            log_lines_lost=lines_lost(),
         )
 
     def _instance_reading(self, instance: Instance) -> InstanceReading:
@@ -350,12 +352,13 @@ class Engine:
         return found.ok, found.problem
 
     async def _watch_lag(self) -> None:
-        """Observe how late the loop runs a timer: the one number that explains a slow gateway."""
+        """Observe how late the loop runs a timer: the one number that explains a slow gateway. And see to the log."""
         while True:
             due = self._loop.time() + LAG_INTERVAL
             await asyncio.sleep(LAG_INTERVAL)
             self.metrics.loop_lag.observe(max(0.0, self._loop.time() - due))
             self._beat = time.monotonic()
+            catch_up()
 
     async def _watch_source(self, source: Source) -> None:
         """Poll what the configuration is made from: a ConfigMap swaps a link, which a watch on the file misses."""

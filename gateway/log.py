@@ -1,7 +1,7 @@
 """How the gateway speaks to its operator: events and their facts, one line per call and one per change.
 
 Readable text on a terminal, JSON lines otherwise. Prompts and answers never appear; what a client supplied is cut to
-256 characters and stripped of control characters, so that a line stays a line.
+256 characters and stripped of control characters, so that a line stays a line. Where lines go: `gateway.outlet`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any, TextIO
 
 import msgspec
@@ -17,8 +18,10 @@ import structlog
 
 from gateway.call import Record
 from gateway.config import LogConfig
+from gateway.outlet import Handler, outlet_for
 
 MAX_TEXT = 256  # characters of any one value
+_LEVELS = ("debug", "info", "warning", "error", "critical")
 _CONTROL = dict.fromkeys((*range(32), *range(127, 160), 0x2028, 0x2029, *range(0xD800, 0xE000)), " ")
 _LINE_ENDS = {char: f"\\u{char:04x}" for char in (0x85, 0x2028, 0x2029)}  # for some readers; JSON allows them
 _CONTROL_IN_TRACE = {char: space for char, space in _CONTROL.items() if char not in (9, 10)}
@@ -26,41 +29,26 @@ _CONTROL_IN_TRACE = {char: space for char, space in _CONTROL.items() if char not
 Facts = MutableMapping[str, Any]
 
 
-class Lines:
-    """Where lines go. One that cannot be written is lost, and no call with it."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-
-    def write(self, line: str) -> None:
-        try:
-            self._out.write(line + "\n")
-            self._out.flush()
-        except (OSError, ValueError):  # a full disk, a reader that left, a stream that was closed
-            return
-
-    debug = info = warning = error = critical = write  # structlog calls it by the event's level
-
-
 def configure(config: LogConfig, out: TextIO = sys.stderr) -> None:
     """Send every event of ours and of the libraries to `out` in one form.
 
     Ours go there straight from structlog: through the standard library's records each would cost five times as much.
     """
-    lines = Lines(out)
+    outlet = outlet_for(out)
     as_text = config.format == "text" or (config.format == "auto" and out.isatty())
     level = logging.getLevelNamesMapping()[config.level.upper()]
     form = _for_people(out) if as_text else [_json]
-    ours: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, _tame_trace, *form]
+    chain: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, _tame_trace, *form]
+    ours = SimpleNamespace(**dict.fromkeys(_LEVELS, outlet.write))
     structlog.configure(
-        processors=ours,
-        logger_factory=lambda *_: lines,
+        processors=chain,
+        logger_factory=lambda *_: ours,
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(out)
+    handler = Handler(outlet)
     unmarked = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[unmarked, *ours]))
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[unmarked, *chain]))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)

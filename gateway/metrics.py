@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.platform_collector import PlatformCollector
@@ -83,6 +83,7 @@ class Reading:
     config: str = ""
     reload_ok: bool = True
     reloaded_at: float = 0.0  # unix time, seconds
+    log_lines_lost: int = 0
 
     @property
     def unready(self) -> str:
@@ -136,6 +137,9 @@ class _AtScrape(Collector):
         yield _gauge(
             "gateway_config_last_reload_success_timestamp_seconds", "When it was last taken.", reading.reloaded_at
         )
+        lost = CounterMetricFamily("gateway_log_lines_lost", "Lines of the log that could not be written.")
+        lost.add_metric([], reading.log_lines_lost)
+        yield lost
         config = GaugeMetricFamily("gateway_config_info", "The configuration in force.", labels=["hash"])
         config.add_metric([reading.config], 1)
         yield config

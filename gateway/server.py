@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import Coroutine, Iterator
@@ -29,6 +30,8 @@ from gateway.sidedoor import SideDoor
 LAST_WORDS = 2.0  # seconds for streams to end in-band after the drain timeout
 SPREAD = 2.0  # seconds at most over which idle connections are closed, so that not all clients come back at once
 PER_CONNECTION = 0.01  # seconds: with few of them it takes less
+BACKLOG = 2048  # connections that the kernel holds until they are taken
+DOORS = 8  # connections taken each time around the loop; each that finds nobody there costs 3 us
 
 log = structlog.get_logger("gateway.server")
 
@@ -40,19 +43,20 @@ class Server(uvicorn.Server):
         metrics = app.engine.metrics
         door = Door(lambda: app.engine.config.server, lambda reason: metrics.refusals(reason).inc())
         metrics.connections.set_function(door.__len__)
+        self._protocol = partial(Protocol, door=door)
         super().__init__(
             uvicorn.Config(
                 app,
                 host=config.host,
                 port=config.port,
-                http=partial(Protocol, door=door),  # type: ignore[arg-type]  # uvicorn asks for a class, and calls it
+                http=self._protocol,  # type: ignore[arg-type]  # uvicorn asks for a class, and calls it
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                backlog=2048,
+                backlog=BACKLOG,
             )
         )
         self._app = app
@@ -78,7 +82,26 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            await self._open_doors()
             self.listening.set()
+
+    async def _open_doors(self) -> None:
+        """Take more than one connection each time around.
+
+        asyncio takes all that wait; uvloop one for each descriptor it listens on (libuv/libuv#3696). While calls keep
+        the loop busy, newcomers would wait for a turn each, in the kernel's queue, where nobody sees them. So it gets
+        the same socket several times. (To accept them here costs more: an asyncio task for each connection.)
+        """
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, asyncio.BaseEventLoop):
+            return
+        for listener in [listener for server in self.servers for listener in server.sockets]:
+            for _ in range(DOORS - 1):
+                door = socket.socket(fileno=os.dup(listener.fileno()))
+                self.servers.append(await loop.create_server(self._connection, sock=door, backlog=BACKLOG))
+
+    def _connection(self) -> asyncio.Protocol:
+        return self._protocol(self.config, self.server_state, self.lifespan.state)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -143,7 +143,7 @@ class House:
             await self.server.listening.wait()
         host, port = self.server.address
         self.address = (host, port)
-        self.url = f"http://{host}:{port}"
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self.client = await self._stack.enter_async_context(
             httpx.AsyncClient(base_url=self.url, timeout=LIMIT, trust_env=False, verify=NO_TLS)
         )

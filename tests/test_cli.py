@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,14 +43,16 @@ def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedPro
 
 
 @contextmanager
-def serving(*arguments: str, cwd: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """A running gateway: the process, its address, and what it printed at its start."""
+def serving(
+    *arguments: str, cwd: Path, errors: int = subprocess.PIPE, variables: Mapping[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """A running gateway: the process, its address, and what it printed at its start. Its log goes to `errors`."""
     process = subprocess.Popen(
         [*COMMAND, *arguments, "--port", "0"],
         cwd=cwd,
-        env=environment(**variables),
+        env=environment(**(variables or {})),
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=errors,
         text=True,
     )
     try:
@@ -115,7 +117,7 @@ async def test_the_numbered_variables_work_alone(tmp_path: Path) -> None:
         for arguments, given in (((), variables), (("--env-file", str(with_file)), {})):
 
             def look(arguments: tuple[str, ...] = arguments, given: dict[str, str] = given) -> str:
-                with serving("serve", *arguments, cwd=tmp_path, **given) as (_, url, printed):
+                with serving("serve", *arguments, cwd=tmp_path, variables=given) as (_, url, printed):
                     assert "ollama-1  healthy" in printed
                     return get(f"{url}/api/chat/models")
 

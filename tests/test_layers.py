@@ -31,7 +31,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("dialects",),
     ("wire", "metrics", "log", "offload", "block"),
     ("config",),
-    ("call", "meters"),
+    ("call", "meters", "outlet"),
     ("errors",),
 )
 BESIDE = {"simulator": {"wire"}, "": set[str]()}  # the simulator stands beside the house; "" is the version

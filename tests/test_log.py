@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
@@ -18,6 +19,7 @@ from gateway.call import Call, Record, Usage, Wish
 from gateway.config import LogConfig
 from gateway.dialects import openai
 from gateway.log import MAX_TEXT, call_facts, configure
+from gateway.outlet import MAX_KEPT, catch_up, lines_lost
 
 LIBRARIES = ("", "httpx", "asyncio", "uvicorn")
 
@@ -276,3 +278,34 @@ def test_the_line_of_a_call_has_no_place_for_a_prompt(lines: Log) -> None:
     assert "secret" not in repr(call)
     lines.log.info("call.done", **call_facts(record(asked=call.wish.model, status=200), 0.1))
     assert "secret" not in lines.text
+
+
+# No room
+
+
+def test_lines_that_nobody_reads_are_kept_within_a_bound_and_those_beyond_are_counted() -> None:
+    reads, writes = os.pipe()
+    os.set_blocking(reads, False)
+    with os.fdopen(writes, "w") as out, os.fdopen(reads, "rb") as reader:
+        configure(LogConfig(format="json"), out)
+        log, count = structlog.get_logger("gateway"), 0
+        while lines_lost() < 10:
+            log.info("event", text="x" * MAX_TEXT, number=count)
+            count += 1
+        read = b""
+        while data := reader.read():
+            read += data
+            catch_up()
+        numbers = [json.loads(line)["number"] for line in read.splitlines()]
+        assert numbers == list(range(count - 10))
+        assert MAX_KEPT < len(read) < MAX_KEPT + 2**17
+        log.info("event", number=count)
+        assert json.loads(reader.read())["number"] == count
+
+
+def test_a_file_that_refuses_lines_costs_them_and_nothing_else() -> None:
+    with open("/dev/full", "w") as out:  # noqa: PTH123
+        configure(LogConfig(format="json"), out)
+        for _ in range(3):
+            structlog.get_logger("gateway").info("event")
+        assert lines_lost() == 3

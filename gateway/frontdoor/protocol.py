@@ -2,7 +2,9 @@
 
 Of uvicorn it needs what every protocol of its server has: `shutdown`, and a place among its connections and asyncio
 tasks. The parser is httptools'; it has no bound of its own for a head, for the framing between two pieces of a body, or
-for trailers, so its input is counted here. Requests sent ahead of a response wait, up to a bound.
+for trailers, so its input is counted here. Nor does it tell where in its input a message began, so it is never given
+more than the end of one: each message is judged by its own first bytes, wherever in a read they stood. Requests sent
+ahead of a response wait, up to a bound.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from gateway.frontdoor.head import MAX_TARGET, METHODS, flaw
 MAX_HEAD = 64 * 1024  # bytes
 MAX_HEADERS = 100  # its trailers have as many
 MAX_FRAMING = 4 * 1024  # bytes between two pieces of a chunked body, or of its trailers
-SLICE = 4 * 1024  # of a head or a chunked body: fed at a time, so that what lies between is noticed
+SLICE = 4 * 1024  # of a chunked body: fed at a time, so that what lies between two pieces of it is noticed
 SOME_AHEAD = 16  # requests sent ahead of a response; then no more is read
 MAX_AHEAD = 1024  # the same of one read
 SLOW_AFTER = 10.0  # seconds a body may take before its rate counts
@@ -50,6 +52,11 @@ MAX_METHOD = 1024  # bytes that are looked at to tell a method nobody knows from
 LINGER = 2.0  # seconds a client that was refused may go on sending, so that it comes to read why
 
 _REQUEST_LINE = re.compile(rb"[A-Za-z-]+ /[^ ]* HTTP/")
+_BLANK_LINE = b"\r\n\r\n"  # with one ends every head, and every chunked body
+_NEXT = re.compile(  # one that ends a line, and that a request follows, or nothing as yet
+    rb"\r\n\r\n(?<![\r\n]\r\n\r\n)(?=[\r\n]*+(?:[^\r\n ]+ [^\r\n ]+ HTTP/|[^\r\n]*\Z))"
+)
+_FRAMES = frozenset((b"content-length", b"transfer-encoding", b"expect"))
 
 
 class Reading(Enum):
@@ -81,7 +88,6 @@ class Protocol(asyncio.Protocol):
         self._server = server_state
         self._door = door
         self._parser = httptools.HttpRequestParser(self)
-        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)  # else what comes late hides the answer
         self._cycle: Cycle | None = None  # the one whose response is under way, or was the last
         self._filling: Cycle | None = None  # the one whose body comes now
         self._ahead: deque[Cycle] = deque()
@@ -90,13 +96,15 @@ class Protocol(asyncio.Protocol):
         self._stalled = math.inf  # since when the client has read nothing of what is there
         self._unread = 0  # bytes it had left to read at the last look
         self._size = 0  # bytes of the body so far
-        self._chunked = False
+        self._length, self._chunked = 0, False  # how its end is known
         self._counted = 0  # bytes of this head, or since the last piece of body
+        self._seam = b""  # the last bytes of a read that ended within a message
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._trailers, self._expects = 0, False
-        self._raw: bytes | None = None  # a head as it came, where its first byte is known
+        self._raw = b""  # this head as it came, as far as it can matter
         self._refusal: CallError | None = None
+        self._parting = b""  # why no more is taken, for when all that came before is answered
         self._deaf = False  # nothing that comes is looked at any more
         self._closes_by = math.inf
         self._fresh = True  # nothing was ever heard
@@ -123,7 +131,9 @@ class Protocol(asyncio.Protocol):
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if problem := self._door.enter(self):
-            self._refuse(problem)
+            self._door.refused(problem.reason)
+            self.write(_refusal(problem, b""))
+            self._linger()
             self._loop.call_later(LINGER, self.abort)  # the door does not look after it
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -150,57 +160,76 @@ class Protocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        if self._reading is Reading.NOTHING:
-            self._begin(data)
-        elif self._raw is not None and len(self._raw) <= MAX_TARGET + SLICE:
-            self._raw += data
         try:
-            self._feed(memoryview(data))
+            self._feed(data)
         except httptools.HttpParserError as error:
-            self._refuse(self._refusal or _problem(error, bytes(data[:MAX_METHOD])))
+            self._refuse(self._refusal or _problem(error, self._raw[:MAX_METHOD]))
             return
         if self._brimful:
             self._pause()
 
-    def _begin(self, data: bytes) -> None:
-        """The first bytes of a message, or of several."""
-        self._raw = data
-        self._reading, self._since, self._counted, self._fresh = Reading.HEAD, self._loop.time(), 0, False
-
-    def _feed(self, unread: memoryview) -> None:
-        while unread and not self._deaf:
-            whole = self._reading is Reading.BODY and not self._chunked
-            piece = unread if whole else unread[:SLICE]
-            unread = unread[len(piece) :]
-            before = self._reading, self._size
-            try:
+    def _feed(self, data: bytes) -> None:
+        """In pieces, of which none goes beyond the end of a message: so each message begins with a piece."""
+        at, size = 0, len(data)
+        while at < size and not self._deaf:
+            if self._reading is Reading.NOTHING:
+                self._begin()
+            if self._reading is Reading.BODY and not self._chunked:
+                piece = memoryview(data)[at : at + self._length - self._size]
                 self._parser.feed_data(piece)
-            except httptools.HttpParserUpgrade as stopped:
-                unread = memoryview(bytes(piece[stopped.args[0] :]) + bytes(unread))
-                self._read_anew()
-            self._count(len(piece), came=before != (self._reading, self._size))
+                at += len(piece)
+            else:
+                end = self._end(data, at)
+                self._feed_framed(data[at:end])
+                at = end
+        if self._reading is not Reading.NOTHING:
+            self._seam = (self._seam + data[-3:])[-3:]
 
-    def _count(self, size: int, *, came: bool) -> None:
-        """`size` bytes were read, of a head, or between two pieces of body if none of it `came` with them."""
-        self._counted += size
-        if self._reading is Reading.HEAD and self._counted > MAX_HEAD:
+    def _begin(self) -> None:
+        """A message begins."""
+        self._reading, self._since, self._fresh = Reading.HEAD, self._loop.time(), False
+        self._url, self._seam, self._headers = b"", b"", []
+        self._counted = self._trailers = self._length = self._size = 0
+        self._chunked = self._expects = False
+
+    def _end(self, data: bytes, at: int) -> int:
+        """Where a piece of a head, or of chunks, ends that begins `at`: with a blank line, or where it is enough.
+
+        Within chunks any number of blank lines may stand that end nothing; so only those count that could.
+        """
+        if not at and self._seam:
+            found = (self._seam + data[:3]).find(_BLANK_LINE)
+            if found >= 0:
+                return found + len(_BLANK_LINE) - len(self._seam)
+        if self._reading is Reading.HEAD:
+            most = at + MAX_HEAD - self._counted
+            found = data.find(_BLANK_LINE, at, most)
+            return found + len(_BLANK_LINE) if found >= 0 else min(most, len(data))
+        most = at + SLICE
+        blank = _NEXT.search(data, at, most + 3)  # none stands across two slices
+        return blank.end() if blank else min(most, len(data))
+
+    def _feed_framed(self, piece: bytes) -> None:
+        """Of a head, or of chunks: what is not body is counted."""
+        reading, had = self._reading, self._size
+        if reading is Reading.HEAD and len(self._raw) <= MAX_TARGET + SLICE:
+            self._raw += piece
+        try:
+            self._parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            self._read_anew()
+        came = self._reading is not reading or self._size != had
+        self._counted = 0 if came else self._counted + len(piece)
+        if self._counted >= MAX_HEAD and reading is Reading.HEAD:
             self._raise(HeadTooLarge(f"the head is larger than {MAX_HEAD} bytes"))
-        if self._reading is Reading.BODY and came:
-            self._counted = 0
-        if self._reading is Reading.BODY and self._counted > MAX_FRAMING and self._chunked:
+        if self._counted > MAX_FRAMING and reading is Reading.BODY:
             self._raise(MalformedRequest(f"more than {MAX_FRAMING} bytes of chunk extensions or trailers"))
 
     # the parser's callbacks
 
-    def on_message_begin(self) -> None:
-        self._url = b""
-        self._headers = []
-        self._counted = 0
-        self._trailers, self._expects = 0, False
-        if self._reading is Reading.NOTHING:  # the second of one read
-            self._reading, self._since = Reading.HEAD, self._loop.time()
-
     def on_url(self, url: bytes) -> None:
+        if self._reading is Reading.NOTHING:  # within a piece: no request line stood where it had to
+            self._raise(MalformedRequest("a request must begin right after the one before"))
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -209,20 +238,29 @@ class Protocol(asyncio.Protocol):
         else:
             name = name.lower()
             self._headers.append((name, value))
-            if name == b"expect" and value.lower() == b"100-continue":
-                self._expects = True
+            if name in _FRAMES:
+                self._frame(name, value)
         if len(self._headers) > MAX_HEADERS:
             self._raise(HeadTooLarge(f"more than {MAX_HEADERS} headers"))
         if self._trailers > MAX_HEADERS:
             self._raise(MalformedRequest(f"more than {MAX_HEADERS} trailers"))
 
+    def _frame(self, name: bytes, value: bytes) -> None:
+        """A header that says what follows the head; the parser has judged it."""
+        if name == b"content-length":
+            self._length = int(value)
+        elif name == b"transfer-encoding":
+            self._chunked = True
+        elif value.lower() == b"100-continue":
+            self._expects = True
+
     def on_headers_complete(self) -> None:
         method, version = self._parser.get_method(), self._parser.get_http_version()
         if problem := flaw(method, self._url, version, self._headers):
             self._raise(problem)
-        if self._raw is not None and not self._raw.startswith(b"%b %b HTTP/" % (method, self._url)):
-            self._raise(MalformedRequest("the request line holds more than two single spaces"))
-        self._raw = None
+        if not self._raw.startswith(b"%b %b HTTP/" % (method, self._url)):
+            self._raise(MalformedRequest("the request line is not a method, a target and HTTP/1.1, with single spaces"))
+        self._raw = b""
         if self._parser.should_upgrade():
             return  # it would skip the body: the head is read anew
         if len(self._ahead) >= MAX_AHEAD:
@@ -230,9 +268,7 @@ class Protocol(asyncio.Protocol):
         keep = version == "1.1" and self._parser.should_keep_alive()
         scope = self._scope(method, version)
         cycle = scope["extensions"][EXTENSION] = Cycle(self, scope, keep=keep, expects=self._expects)
-        self._filling, self._size = cycle, 0
-        self._chunked = any(name == b"transfer-encoding" for name, _ in self._headers)
-        self._reading = Reading.BODY
+        self._filling, self._reading = cycle, Reading.BODY
         if self._cycle is None or self._cycle.complete:
             self._start(cycle)
         else:
@@ -249,6 +285,7 @@ class Protocol(asyncio.Protocol):
         self._reading = Reading.NOTHING
         cycle, self._filling = self._filling, None
         if cycle is not None:
+            self._deaf = not cycle.keep  # whatever follows, nobody is to answer it
             cycle.ended()
             if cycle.complete:
                 self._rest(cycle)
@@ -265,10 +302,10 @@ class Protocol(asyncio.Protocol):
             if name == b"upgrade" and value.lower() == b"websocket":
                 kept.append((b"upgrade", value))
         first = b"%b %b HTTP/%b" % (self._parser.get_method(), self._url, self._parser.get_http_version().encode())
+        self._begin()
+        self._raw = b"\r\n".join([first, *(b"%b: %b" % header for header in kept), b"", b""])
         self._parser = httptools.HttpRequestParser(self)
-        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._raw = None
-        self._parser.feed_data(b"\r\n".join([first, *(b"%b: %b" % header for header in kept), b"", b""]))
+        self._parser.feed_data(self._raw)
 
     def _scope(self, method: bytes, version: str) -> Scope:
         path, _, query = self._url.partition(b"?")
@@ -329,6 +366,9 @@ class Protocol(asyncio.Protocol):
             self._close()
         elif self._ahead:
             self._start(self._ahead.popleft())  # also when leaving: it came before anybody was told
+        elif self._parting:
+            self.write(self._parting)
+            self._linger()
         elif self.leaving:
             self._close()
         else:
@@ -382,9 +422,11 @@ class Protocol(asyncio.Protocol):
         elif self._fresh and waited > limits.head_timeout:
             self._door.refused(RequestTimeout.reason)
             self._close()
+        elif self._paused:
+            return  # it is made to wait, so it is not slow
         elif self._reading is Reading.HEAD and waited > limits.head_timeout:
             self._refuse(RequestTimeout(f"no whole head within {limits.head_timeout:g} s (server.head_timeout)"))
-        elif self._reading is Reading.BODY and self._filling is not None and not self._paused:
+        elif self._reading is Reading.BODY and self._filling is not None:
             self._check_body(self._filling, waited, limits)
         elif self.idle and waited > limits.keep_alive:
             self._close()
@@ -412,21 +454,21 @@ class Protocol(asyncio.Protocol):
         elif waited > SLOW_AFTER and self._size < limits.body_rate * waited:
             self._refuse(RequestTimeout(f"the body came slower than {limits.body_rate} bytes/s (server.body_rate)"))
 
-    def _refuse(self, problem: GatewayError) -> None:
-        """Say why, and close. Where a response is under way it is the last, and nothing is said into it."""
+    def _refuse(self, problem: CallError) -> None:
+        """Say why, once all that came before is answered, and close. Where a head was sound the application says it."""
         self._door.refused(problem.reason)
         cycle, filling, self._filling = self._cycle, self._filling, None
         self._deaf = True
-        self._ahead.clear()
-        if cycle is None or (cycle.complete and filling is None):
-            self.write(_refusal(problem, self._url))
-            self._linger()
-        elif cycle.complete:
+        if filling is not None and not filling.complete:
+            filling.late(problem)
+        elif filling is not None:  # it was answered already
             self._linger()
         else:
-            cycle.keep = False
-            if cycle is filling and isinstance(problem, CallError):
-                cycle.late(problem)
+            url = self._url if self._reading is Reading.HEAD else b""  # else that of the one before
+            self._parting = _refusal(problem, url)
+            if cycle is None or cycle.complete:
+                self.write(self._parting)
+                self._linger()
 
 
 @lru_cache(maxsize=4)

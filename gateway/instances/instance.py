@@ -53,14 +53,15 @@ OUT = Standing(fit=False, able=False)
 
 
 class Instance:
-    """What is known of one instance. `drains` are the leases that are draining; `place` is its bit in the roster, -1
-    where it has none; `owes` is the model it is to load next, for which it takes no more calls for those in `gives_up`.
+    """What is known of one instance. `drains` are the leases that are draining, each with the timer of its end; `place`
+    is its bit in the roster, -1 where it has none; `owes` is the model it is to load next, for which it takes no more
+    calls for those in `gives_up`.
     """
 
     def __init__(self, config: InstanceConfig, pool: Config, random: Callable[[], float]) -> None:
         self.name = config.name
         self.held = 0
-        self.drains: set[Lease] = set()
+        self.drains: dict[Lease, Timer] = {}
         self.removed = False
         self.health = Health(pool.health.fall, pool.health.rise)
         self.breakers = Breakers(pool.breaker, random)
@@ -243,7 +244,6 @@ class Lease:
         self._clock = clock
         self._changed = changed
         self._sent_at: float | None = None
-        self._timer: Timer | None = None
         self._answered = False
         self._error: UpstreamError | None = None
         instance.held += 1
@@ -318,8 +318,7 @@ class Lease:
             return
         self.state = LeaseState.DRAINING
         self.drained_at = now
-        self._timer = self._clock.later(seconds, self._end_of_grace)
-        self.instance.drains.add(self)
+        self.instance.drains[self] = self._clock.later(seconds, self._end_of_grace)
 
     def _end_of_grace(self) -> None:
         self.end_drain()
@@ -327,11 +326,8 @@ class Lease:
 
     def end_drain(self) -> None:
         """The instance no longer works on it."""
-        if self._timer:
-            self._timer.cancel()
-        self._timer = None
+        self.instance.drains.pop(self).cancel()
         self.state = LeaseState.FREE
-        self.instance.drains.discard(self)
         self.instance.memory.end(self.model, self._clock.now())
 
     def _end_older_drains(self, sent_at: float) -> None:

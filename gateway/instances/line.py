@@ -143,10 +143,6 @@ class Want:
         """When the first of them came."""
         return min(level.oldest for level in self._levels)
 
-    def waiting(self) -> Iterator[Waiter]:
-        for level in self._levels:
-            yield from level
-
     def callers(self, priority: int) -> Iterable[tuple[Caller, int]]:
         """The callers of one class, and how many calls each has."""
         callers = self._levels[priority].callers
@@ -261,10 +257,9 @@ class Waiter:
             self._wake.set_result(None)
 
     async def settled(self) -> None:
-        """Wait for an outcome."""
-        if self.outcome is None:
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
+        """Wait for an outcome; only where there is none yet."""
+        self._wake = asyncio.get_running_loop().create_future()
+        await self._wake
 
     def result(self) -> Lease:
         """The lease it was granted. Raises the CapacityError it got instead."""

@@ -34,6 +34,7 @@ from gateway.routing import home
 INFINITY = float("inf")
 MAX_SAMPLE = 4  # instances whose times stand for those of all that hold a model
 MAX_COMPARED = 64  # instances, equally free, that are looked at for a load
+OVERRUN = 1.0  # seconds until a load that takes longer than was to be expected is looked at again
 
 
 class Demand:
@@ -60,6 +61,7 @@ class Placement:
         self._remote: set[str] = set()  # those of them that run in the cloud, for which nothing is ever loaded
         self._turns: dict[int, Turns] = {}  # by place: callers take turns on an instance, whatever they want there
         self._alarm: float | None = None
+        self._losses = 0  # of the roster, as last looked at
         self._freed: list[Instance] = []  # to be told of at the next look
 
     # what the pool asks
@@ -118,6 +120,7 @@ class Placement:
     def look(self, now: float) -> Iterable[Instance]:
         """Promise what is overdue, and take back promises that nobody waits for any more."""
         self._take_back(now)
+        self._losses = self._roster.losses
         freed, self._freed, self._alarm = self._freed, [], None
         for demand, want, places in sorted(self._homeless(), key=lambda one: self._overdue(one[0], one[1])):
             due = self._overdue(demand, want)
@@ -133,6 +136,8 @@ class Placement:
         return freed
 
     def alarm(self) -> float | None:
+        if self._demands and self._losses != self._roster.losses:
+            return 0.0  # at once: calls may wait for what was lost
         return self._alarm
 
     # who goes where
@@ -317,9 +322,11 @@ class Placement:
         soonest, best = INFINITY, None
         for instance in self._roster.within(places):
             memory = instance.memory
-            if not memory.tells or memory.loading or instance.owes:
-                continue
+            if instance.owes:
+                continue  # `_settle` has it looked at again
             free = memory.changed + max(self.config.keep_loaded, 3 * memory.load(model))
+            if memory.loading:
+                free = max(free, now + OVERRUN)
             if free > now:
                 soonest = min(soonest, free)
             elif best is None or (instance.in_use, memory.changed) < (best.in_use, best.memory.changed):
@@ -344,9 +351,9 @@ class Placement:
             return
         promised.owe("", frozenset())
         self._roster.update(promised, now)
+        self._wake_at(now)  # others may have waited for it to owe nothing
         if promised is not by:
             self._freed.append(promised)
-            self._wake_at(now)
 
     def _take_back(self, now: float) -> None:
         """Promises that nobody waits for any more, and those of instances that cannot keep them."""

@@ -335,9 +335,8 @@ class Pool:
 
     def _look(self, now: float) -> None:
         for instance in self._order.look(now):
-            if instance.place >= 0:
-                self._note(instance, now)
-                self._fill(instance, now)
+            self._note(instance, now)
+            self._fill(instance, now)
 
     def _no_place(self, waiter: Waiter, patience: float, now: float) -> CapacityError | None:
         """Why this arrival, which cannot go at once, cannot wait either."""

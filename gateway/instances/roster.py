@@ -36,6 +36,7 @@ class Roster:
 
     def __init__(self) -> None:
         self.version = 0
+        self.losses = 0  # goes up whenever one of them no longer holds a model that it held
         self.fit = 0
         self.able = 0
         self.room = 0
@@ -118,15 +119,20 @@ class Roster:
         place = instance.place
         if place < 0:
             return
-        held = self._strike(place)
+        mute, held = self._mute, self._strike(place)
         standing, noted = instance.standing(now), self._standings.get(place, OUT)
         if standing is not noted and standing != noted:
             self._stand(place, noted, standing)
             self._standings[place] = standing
         if standing.able:
             self._enter(instance, place, now)
+        if mute & ~self._mute:
+            self.losses += 1  # it held everything
         for model in held:
-            if model not in self._homes:
+            left = self._homes.get(model, 0)
+            if not left >> place & 1:
+                self.losses += 1
+            if not left:
                 self._miss(model, now)
 
     def _enter(self, instance: Instance, place: int, now: float) -> None:

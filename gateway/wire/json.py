@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -24,15 +25,19 @@ MAX_FIELDS = 1024  # at the top level
 UNREADABLE = (ValueError, RecursionError)  # all that msgspec raises for bytes it cannot read
 
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
-_KEY = re.compile(rb'[ \t\r\n]*+"[^"\\]*+(?:\\.[^"\\]*+)*+"[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
+_KEY = re.compile(rb'[ \t\r\n]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
 _NEXT = re.compile(rb"[ \t\r\n]*+([,}])")
 _PLACE = re.compile(r"(?:JSON is malformed: )?(.*?)(?: \(byte (\d+)\))?")
+_HALF_A_PAIR = re.compile(rb"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u|\\?\Z)")
 _KINDS = {"array": "a list", "str": "a string", "int": "a number", "float": "a number", "bool": "a truth value"}
 
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{},"))
 _OPEN, _CLOSE = b"\x01", b"\xff"  # as signed bytes: one level down, one level up
 _STEPS = bytes.maketrans(b"[{]}", _OPEN * 2 + _CLOSE * 2)
+_ESCAPE = re.compile(rb"\\*+.?", re.DOTALL)  # the rest of one, where a block ends within
 _TEXT_BLOCK = 2**16
+_BLOCK = 2**20
+_NAMED = 60  # characters that are said back of a field's name
 
 
 class JsonProblem(ValueError):
@@ -53,11 +58,11 @@ def parse(body: bytes) -> dict[str, Raw]:
     except RecursionError:
         raise JsonProblem(f"the body is nested more than {MAX_DEPTH} levels deep") from None
     except ValueError as problem:
-        raise JsonProblem(_why(str(problem))) from None
+        raise JsonProblem(_why(str(problem), body)) from None
     if len(fields) > MAX_FIELDS:
         raise JsonProblem(f"the body has more than {MAX_FIELDS} fields")
     if not _each_once(body, fields):
-        raise JsonProblem("the body names a field twice")
+        raise JsonProblem(f"the body names the field {_twice(body, fields)[:_NAMED]!r} twice")
     return fields
 
 
@@ -70,7 +75,10 @@ def encode(value: Any) -> bytes:
     return text.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
 
 
-def _why(problem: str) -> str:
+def _why(problem: str, body: bytes) -> str:
+    half = "surrogate" in problem or "end of hex escape" in problem  # or, near the end of the body, "truncated"
+    if half or ("truncated" in problem and _HALF_A_PAIR.search(body[-16:])):
+        return "the body is not valid JSON: half of a surrogate pair stands alone"
     if "truncated" in problem:
         return "the body is not valid JSON: it ends too early"
     match = _PLACE.fullmatch(problem)
@@ -101,15 +109,22 @@ def _check_shape(body: bytes) -> None:
     many = len(body) > 2 * MAX_NODES and _has_more(body, b",", MAX_NODES // 2)
     if not (many or _has_more(body, b"[", MAX_DEPTH // 2) or _has_more(body, b"{", MAX_DEPTH // 2)):
         return
-    if b'\\"' in body:
-        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # A value has two strings at most, its key and itself, of two quotes each.
-    structure = _structure(body) if body.count(b'"') <= 4 * MAX_NODES else None
-    if structure is None or structure.count(b",") + structure.count(_OPEN) > MAX_NODES:
-        raise JsonProblem(f"the body holds more than {MAX_NODES} values")
-    steps = memoryview(structure.replace(b",", b"")).cast("b")
-    if max(accumulate(steps), default=0) > MAX_DEPTH:
-        raise JsonProblem(f"the body is nested more than {MAX_DEPTH} levels deep")
+    values = level = 0
+    for structure in _structure(body):
+        opened, closed = structure.count(_OPEN), structure.count(_CLOSE)
+        values += structure.count(b",") + opened
+        if values > MAX_NODES:
+            raise _too_many()
+        if closed > level + opened:  # so that there are no more steps than values
+            raise JsonProblem("the body is not valid JSON: it closes more than it opens")
+        steps = memoryview(structure.replace(b",", b"")).cast("b")
+        if max(accumulate(steps, initial=level)) > MAX_DEPTH:
+            raise JsonProblem(f"the body is nested more than {MAX_DEPTH} levels deep")
+        level += opened - closed
+
+
+def _too_many() -> JsonProblem:
+    return JsonProblem(f"the body holds more than {MAX_NODES} values")
 
 
 def _has_more(body: bytes, byte: bytes, count: int) -> bool:
@@ -121,9 +136,26 @@ def _has_more(body: bytes, byte: bytes, count: int) -> bool:
     return True
 
 
-def _structure(body: bytes) -> bytes:
-    """Commas and brackets outside strings, brackets as steps up and down; nonsense for what is no JSON."""
-    return b"".join(body.split(b'"')[::2]).translate(_STEPS, _NOT_STRUCTURE)
+def _structure(body: bytes) -> Iterator[bytes]:
+    """Commas and brackets outside strings, brackets as steps up and down; nonsense for what is no JSON.
+
+    In blocks: a hostile body is refused at the first that is too much, and a thread that is at it lets others go on.
+    """
+    at, within, quotes = 0, 0, 0
+    while at < len(body):
+        end = at + _BLOCK
+        if body[end - 1 : end] == b"\\" and (escape := _ESCAPE.match(body, end)):
+            end = escape.end()
+        block = body[at:end]
+        at = end
+        if b"\\" in block:
+            block = block.replace(b"\\\\", b"").replace(b'\\"', b"")
+        found = block.count(b'"')
+        quotes += found
+        if quotes > 4 * MAX_NODES:  # a value has two strings at most, its key and itself, of two quotes each
+            raise _too_many()
+        yield b"".join(block.split(b'"')[within::2]).translate(_STEPS, _NOT_STRUCTURE)
+        within ^= found & 1
 
 
 def _each_once(body: bytes, fields: dict[str, Raw]) -> bool:
@@ -139,3 +171,17 @@ def _each_once(body: bytes, fields: dict[str, Raw]) -> bool:
             return False
         at = after.end()
     return not fields or body[at - 1 : at] == b"}"
+
+
+def _twice(body: bytes, fields: dict[str, Raw]) -> str:
+    """The first field that comes again: one whose value is not the last of that name, or whose name has been."""
+    at, seen = body.index(b"{") + 1, set[str]()
+    while key := _KEY.match(body, at):
+        name: str = msgspec.json.decode(key[1])
+        value = bytes(fields[name])
+        after = _NEXT.match(body, key.end() + len(value)) if body.startswith(value, key.end()) else None
+        if name in seen or after is None:
+            return name
+        seen.add(name)
+        at = after.end()
+    raise AssertionError("every field comes once")

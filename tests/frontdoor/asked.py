@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from gateway.config import ServerConfig
-from gateway.errors import GatewayError
+from gateway.errors import CallError
 from gateway.frontdoor import Door, Protocol
 from gateway.frontdoor.protocol import Reading as State
 from tests.frontdoor.readers import Reading, Request
@@ -26,12 +26,17 @@ class Watched(Protocol):
     """The protocol as it is, which tells how much it has read and what became of it."""
 
     got = 0
+    pieces = 0  # that it gave its parser, of heads and of chunks
     over = False
     problem = ""
 
-    def _refuse(self, problem: GatewayError) -> None:
+    def _refuse(self, problem: CallError) -> None:
         self.problem = f"{problem.status} {problem.message}"
         super()._refuse(problem)
+
+    def _feed_framed(self, piece: bytes) -> None:
+        self.pieces += 1
+        super()._feed_framed(piece)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -65,6 +70,7 @@ class OurDoor:
     def __init__(self) -> None:
         self._seen: dict[Address, list[Request]] = {}
         self._protocols: dict[Address, Watched] = {}
+        self.pieces = 0  # in which the last message was read
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         body, more = b"", True
@@ -108,6 +114,7 @@ class OurDoor:
                     if protocol.deaf:
                         break  # it listens no more
                 became, why = protocol.end
+                self.pieces = protocol.pieces
                 if protocol.transport is not None:
                     protocol.transport.close()
                 with contextlib.suppress(ConnectionError):  # what it refused is left unread

@@ -109,10 +109,6 @@ KNOWN: dict[str, Callable[[Case], bool]] = {
         one.reader == "h11" and one.what == LAX and _NOUGHTS.search(one.data) is not None
         and one.theirs.why.startswith(("bad Content-Length", "illegal chunk header"))
     ),
-    "h11 takes nothing between two requests, and one space in a request line; we hold only the first to that": (
-        lambda one: one.reader == "h11" and one.what == LAX and len(one.theirs.requests) > 0
-        and one.theirs.why.startswith(("illegal request line", "no request line received"))
-    ),
     "httptools stops at an offer of another protocol, which we pass over": lambda one: (
         one.reader == "httptools" and one.theirs.why == "an upgrade"
     ),

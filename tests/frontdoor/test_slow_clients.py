@@ -19,8 +19,8 @@ CHAT = "/v1/chat/completions"
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\n"
 
 
-def house(**server: Any) -> House:
-    return House({"alpha": Behaviour()}, {"server": server})
+def house(behaviour: Behaviour | None = None, **server: Any) -> House:
+    return House({"alpha": behaviour or Behaviour()}, {"server": server})
 
 
 async def test_b3_a_connection_that_says_nothing_is_closed_without_a_word() -> None:
@@ -85,7 +85,8 @@ async def test_a_body_that_was_never_asked_for_is_not_waited_for_and_its_connect
 
 async def test_what_is_sent_ahead_of_an_answer_is_held_back_beyond_a_bound() -> None:
     async with house() as one, one.wire() as wire:
-        first = json.dumps(ask("/hold 60000 hello", stream=True)).encode()
+        one.simulator("alpha").faults.arm("hang_before_first_token", path="/v1")
+        first = json.dumps(ask("hello", stream=True)).encode()
         await wire.send(request(CHAT, first))
         await one.until(lambda: bool(one.server.server_state.tasks))
         wire.writer.write(request(CHAT, b" " * 10_000_000))
@@ -93,11 +94,13 @@ async def test_what_is_sent_ahead_of_an_answer_is_held_back_beyond_a_bound() -> 
         await one.until(lambda: connection._paused)
         assert len(one.server.server_state.tasks) == 1
         assert len(connection._ahead[0].body) < 1_000_000
+        await one.simulator("alpha").stop()  # while a client is held back its departure goes unseen
 
 
 async def test_c12_whoever_leaves_is_missed_though_another_request_was_sent_ahead() -> None:
     async with house() as one, one.wire() as wire:
-        hanging = request(CHAT, json.dumps(ask("/hold 60000 hello")).encode())
+        one.simulator("alpha").faults.arm("hang_before_first_token", path="/v1")
+        hanging = request(CHAT, json.dumps(ask("hello")).encode())
         await wire.send(hanging + hanging)
         await one.until(lambda: one.engine.pool.instances["alpha"].held == 1)
         wire.leave()
@@ -106,8 +109,8 @@ async def test_c12_whoever_leaves_is_missed_though_another_request_was_sent_ahea
 
 
 async def test_an_idle_connection_is_closed_after_its_time_and_not_while_it_is_answered() -> None:
-    async with house(keep_alive=0.1, head_timeout=0.1) as one, one.wire() as wire:
-        await wire.send(request(CHAT, json.dumps(ask("/hold 300 hello")).encode()))
+    async with house(Behaviour(first_token=0.4), keep_alive=0.1, head_timeout=0.1) as one, one.wire() as wire:
+        await wire.send(request(CHAT, json.dumps(ask("hello")).encode()))
         await wire.until(b"chat.completion")
         await wire.rest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -80,5 +81,6 @@ class MemoryMachine(RuleBasedStateMachine):
         assert self.memory.too_much is None or self.memory.too_much > 100
 
 
+@pytest.mark.drawn
 def test_what_it_learns_is_true_whenever_it_is_told() -> None:
     run_state_machine_as_test(MemoryMachine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None))

@@ -457,6 +457,7 @@ MOVED = {"instances": [{"name": "alpha", "url": "http://elsewhere:11434"}], "lin
 # Races
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("limit", [1, 2, 3])
 async def test_ten_thousand_callers_cancelled_around_their_grants_leak_nothing(limit: int) -> None:
     chance = random.Random(limit)  # noqa: S311

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -158,7 +159,7 @@ class Watched(Placement):
 
     def waiting(self) -> list[Waiter]:
         wants = dict.fromkeys(want for demand in self._demands.values() for want in demand.wants)
-        return [waiter for want in wants for waiter in want.waiting()]
+        return [waiter for want in wants for level in want._levels for waiter in level._calls]
 
 
 def ramp(breaker: Breaker, limit: int, now: float) -> float:
@@ -520,6 +521,11 @@ class PoolMachine(RuleBasedStateMachine):
             assert demand.promised is None or demand.promised.owes == demand.model
 
     @invariant()
+    def a_load_that_is_waited_for_is_looked_for_again(self) -> None:
+        for _, _, places in self.order._homeless():
+            assert self.order.alarm() is not None or any(one.owes for one in self.pool._roster.within(places))
+
+    @invariant()
     def a_trial_is_a_call_under_way(self) -> None:
         for instance in self.seen.values():
             for model, breaker in (("", instance.breaker), *instance.breakers.models.items()):
@@ -601,5 +607,6 @@ def _granted(task: asyncio.Task[Lease]) -> bool:
     return not task.cancelled() and task.exception() is None
 
 
+@pytest.mark.drawn
 def test_anything_in_any_order() -> None:
     run_state_machine_as_test(PoolMachine, settings=settings(max_examples=150, stateful_step_count=80, deadline=None))

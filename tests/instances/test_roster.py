@@ -21,7 +21,7 @@ from gateway.config import Config
 from gateway.errors import ConnectionLost
 from gateway.instances.instance import Clock, Instance, Lease
 from gateway.instances.memory import Contents
-from gateway.instances.roster import Roster, each
+from gateway.instances.roster import MAX_LOST, Roster, each
 
 MODELS = ("m:latest", "n:latest", "o:latest", "c:latest@cloud")
 NAMES = ("alpha", "beta", "gamma", "delta")
@@ -194,6 +194,17 @@ def test_asking_for_what_nobody_has_keeps_nothing() -> None:
     assert list(world.roster._homes) == list(world.roster._ready) == ["m:latest"]
 
 
+def test_of_models_that_nobody_holds_any_more_it_knows_only_the_last_thousand() -> None:
+    world = World()
+    alpha = world.add(an_instance())
+    for number in range(MAX_LOST + 2):
+        alpha.memory.told(contents(f"m{number}:latest"), asked=world.now, now=world.now)
+        world.now += 1.0
+        world.update(alpha)
+    assert [world.roster.lost(f"m{number}:latest") for number in (0, 1, 2)] == [0.0, 3.0, 4.0]
+    assert len(world.roster._lost) == MAX_LOST
+
+
 def test_one_that_tells_nothing_is_a_home_of_every_model_and_ready_while_it_has_room() -> None:
     world = World()
     alpha = world.add(an_instance(limit=1))
@@ -318,5 +329,6 @@ class RosterMachine(RuleBasedStateMachine):
         self.world.look()
 
 
+@pytest.mark.drawn
 def test_the_masks_are_right_after_anything_in_any_order() -> None:
     run_state_machine_as_test(RosterMachine, settings=settings(max_examples=120, stateful_step_count=40, deadline=None))

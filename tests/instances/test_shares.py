@@ -222,6 +222,14 @@ def test_a_call_that_was_in_line_before_goes_before_its_callers_later_ones(since
     assert [waiter.since for waiter in desk.turns()] == sorted(since)
 
 
+def test_a_call_that_comes_back_goes_between_those_that_came_before_and_after_it() -> None:
+    desk = Desk()
+    desk.now = 9.0
+    for since in (1.0, 3.0, 5.0, 2.0):
+        desk.comes(since=since)
+    assert [waiter.since for waiter in desk.turns()] == [1.0, 2.0, 3.0, 5.0]
+
+
 # what can be said of it
 
 

@@ -107,6 +107,29 @@ def test_a_place_forgets_those_who_are_not_ahead() -> None:
     assert len(turns._starts) <= shares.MAX_STARTS + 1
 
 
+def test_what_ends_late_is_no_reason_to_remember_one_who_was_forgotten() -> None:
+    turns, away = Turns(), Caller("away")
+    for caller in (away, *(Caller(f"caller {number}") for number in range(shares.MAX_STARTS))):
+        turns.come_in(caller)
+        turns.take(caller, 1.0)
+        turns.time += 1.0
+    assert turns.start(away) == turns.time, "it is as any newcomer"
+    turns.correct(away, 100.0)
+    assert turns.start(away) == turns.time
+
+
+def test_callers_that_reach_their_cap_again_and_again_take_no_more_room_each_time() -> None:
+    desk = Desk()
+    several(desk, "ab")
+    for _ in range(1000):
+        for caller in desk.callers:
+            desk.callers.allow(caller, 0)
+            desk.callers.allow(caller, None)
+    (level,) = [one for one in desk.wants[0]._levels if one.callers]
+    assert len(level._heap) <= 2 * 2 + 17
+    assert names(desk.turns()) == "ab"
+
+
 def test_what_one_has_running_counts_where_it_comes_in_anew() -> None:
     for seconds, start in ((0.0, 0.0), (30.0, 30.0), (1000.0, MAX_LAG)):
         turns, caller = Turns(), Caller("amy")

@@ -20,6 +20,8 @@ POST = Request(b"POST", b"/api/chat", ((b"content-type", b"application/json"),),
 
 BIG = Request(b"POST", b"/api/chat", (), os.urandom(2**20) * 8)
 
+NO_SUCH_NAME = ".".join(["a" * 60] * 5)  # longer than a name can be, so no DNS is asked for it
+
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 STARTED = CHUNKED + b"5\r\nhello\r\n"

@@ -262,6 +262,14 @@ async def test_no_more_questions_with_a_body_are_under_way_than_the_cap_and_thos
         assert quiet(upstream)
 
 
+async def test_no_question_leaves_for_another_address_than_its_instances() -> None:
+    async with speaking(answering(HELLO)) as instance, speaking(answering(HELLO)) as other:
+        async with reaching(instance.url) as upstream:
+            with pytest.raises(ConnectionLost, match="instance alpha: no answer"):
+                await Prober(upstream).post(f"{other.url}/api/show", b"{}", 5)
+        assert (instance.peers, other.peers) == ([], [])
+
+
 def test_an_entry_so_deep_that_it_could_not_be_passed_on_is_skipped() -> None:
     deep = b'{"name":"deep","x":%b%b}' % (b"[" * 600, b"]" * 600)
     seen = list(_installed([msgspec.Raw(deep), *entries({"name": "flat", "x": [[[1]]]})]))

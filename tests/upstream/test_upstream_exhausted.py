@@ -11,6 +11,7 @@ import pytest
 
 from gateway.errors import ConnectFailed, Exhausted
 from gateway.upstream import Prober, Request, Upstream
+from tests.upstream.scripted import NO_SUCH_NAME
 
 
 @contextmanager
@@ -39,5 +40,14 @@ async def test_no_connection_for_want_of_files_is_the_gateways_own_fault(address
     with no_files_left(), pytest.raises(Exhausted):
         await Prober(upstream).health(5)
     with pytest.raises(ConnectFailed, match="instance alpha: connection refused"):
+        await upstream.open(Request(b"GET", b"/"), connect=5, first=5)
+    upstream.close()
+
+
+async def test_nor_is_a_name_to_blame_that_could_not_be_looked_up_for_want_of_files() -> None:
+    upstream = Upstream("alpha", f"http://{NO_SUCH_NAME}:1")
+    with no_files_left(), pytest.raises(Exhausted):
+        await upstream.open(Request(b"GET", b"/"), connect=5, first=5)
+    with pytest.raises(ConnectFailed, match="its name does not resolve"):
         await upstream.open(Request(b"GET", b"/"), connect=5, first=5)
     upstream.close()

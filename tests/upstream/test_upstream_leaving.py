@@ -148,6 +148,7 @@ async def test_leaving_during_the_second_try_of_a_stale_connection_closes_both()
         await gone(instance.peers[1:])
 
 
+@pytest.mark.drawn
 async def test_two_thousand_callers_leaving_at_random_leave_no_socket_behind() -> None:
     chance = random.Random(4)  # noqa: S311 - a seed, so that a failure can be repeated
 

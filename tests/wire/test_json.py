@@ -44,9 +44,15 @@ def nested(depth: int, opening: bytes = b"[", closing: bytes = b"]") -> bytes:
         (b'{"a":1,}', "not valid JSON"),
         (b"{'a':1}", "not valid JSON"),
         (b'{"a":"\x00"}', "not valid JSON"),
-        (rb'{"a":"\ud800"}', "not valid JSON"),
-        (rb'{"a":"\ud800 and more text"}', "not valid JSON"),
-        (rb'{"a":["\udc00"]}', "not valid JSON"),
+        (rb'{"a":"\ud800"}', "not valid JSON: half of a surrogate pair"),
+        (rb'{"a":"\uDBFFx" }', "not valid JSON: half of a surrogate pair"),
+        (rb'{"\ud800":1}', "not valid JSON: half of a surrogate pair"),
+        (rb'{"a":"\ud800 and more text"}', "not valid JSON: half of a surrogate pair"),
+        (rb'{"a":["\udc00"]}', "not valid JSON: half of a surrogate pair"),
+        (rb'{"a":"\u12 and more text"}', "not valid JSON: invalid character in unicode escape"),
+        (rb'{"a":"\ud83d', "it ends too early"),
+        (rb'{"a":"\ud83d\ude0', "it ends too early"),
+        (rb'{"a":"\\ud800"', "it ends too early"),
         (b'{"a":"\xff"}', "not valid UTF-8"),
         (b'{"a":"\xed\xa0\x80"}', "not valid UTF-8"),
         (b'{"a":"' + b"x" * 2**17 + b'\xc3"}', "not valid UTF-8"),
@@ -54,14 +60,20 @@ def nested(depth: int, opening: bytes = b"[", closing: bytes = b"]") -> bytes:
         (b"\xef\xbb\xbf{}", "byte order mark"),
         ('{"a":1}'.encode("utf-16"), "byte order mark"),
         ('{"a":1}'.encode("utf-16-le"), "not valid JSON"),
-        (b'{"a":1,"a":1}', "names a field twice"),
-        (b'{"a":1, "b":2, "a":12}', "names a field twice"),
-        (b'{"a":12,"a":1}', "names a field twice"),
-        (rb'{"model":"x","mod\u0065l":"y"}', "names a field twice"),
+        (b'{"a":1,"a":1}', "names the field 'a' twice"),
+        (b'{"a":1, "b":2, "a":12}', "names the field 'a' twice"),
+        (b'{"a":12,"a":1}', "names the field 'a' twice"),
+        (b'{"a":1,"a":1,"b":1}', "names the field 'a' twice"),
+        (b'{"a":1,"b":{"c":3} , "c":[1,2], "b":{"c":3}, "a":2}', "names the field 'a' twice"),
+        (b'{"a":1,"b":{"c":3} , "c":[1,2], "b":{"c":3}}', "names the field 'b' twice"),
+        (rb'{"model":"x","mod\u0065l":"y"}', "names the field 'model' twice"),
+        (rb'{"a\n\u0000":"x","a\n\u0000":"y"}', r"names the field 'a\n\x00' twice"),
+        (b'{"' + b"x" * 1000 + b'":1,"' + b"x" * 1000 + b'":1}', f"names the field '{'x' * 60}' twice"),
         (nested(65), "more than 64 levels"),
         (nested(100_000), "more than 64 levels"),
         (nested(100_000, b'[{"a":', b"}]").replace(b":}", b":1}"), "more than 64 levels"),
         (b'{"a":' + b"[" * 100_000, "more than 64 levels"),
+        (b'{"a":' + b"[" * 33 + b"]" * 34 + b"}", "it closes more than it opens"),
         (b'{"a":' + b'[{"x":' * 90_000, "more than 64 levels"),
         (b'{"a":[' + b"1," * 200_000 + b"1]}", "more than 200000 values"),
         (b'{"a":[' + b"[]," * 100_001 + b"[]]}", "more than 200000 values"),
@@ -111,6 +123,18 @@ def test_every_value_is_kept_as_the_bytes_that_came(value: dict[str, Any], space
     assert all(bytes(raw) in body for raw in fields.values())
 
 
+@pytest.mark.parametrize("block", [1, 2, 3, 7])
+@given(value=st.dictionaries(st.text(alphabet='a"\\\\[]{},'), st.text(alphabet='a"\\\\[]{},'), max_size=8))
+def test_where_a_large_body_is_cut_to_be_looked_at_changes_nothing(block: int, value: dict[str, str]) -> None:
+    body = b'{"a":' + b"[" * 62 + b"]" * 62 + b',"b":' + msgspec.json.encode(value) + b"}"
+    deep = body.replace(b"[]", b"[[[]]]", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json, "_BLOCK", block)
+        assert list(json.parse(body)) == ["a", "b"]
+        with pytest.raises(json.JsonProblem, match="nested"):
+            json.parse(deep)
+
+
 @given(body=st.binary() | st.text(alphabet='{}[]":,\\ud8001aeEN. \n').map(str.encode))
 @example(body=b'{"a":"\\')
 @example(body=b'{"":,"')
@@ -129,6 +153,8 @@ def test_whatever_is_sent_only_a_json_problem_comes_out(body: bytes) -> None:
         b'{"' * 2_000_000,
         b'"' * 4_000_000,
         b" " * 4_000_000 + b"{",
+        b'{"a":' + b"[" * 33 + b"]" * 8_000_000,
+        b"{" + b'"k":"' + b"k" * 4_000_000 + b'","k":1}',
     ],
     ids=short,
 )
