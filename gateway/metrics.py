@@ -22,7 +22,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from gateway.call import Record
+from gateway.call import Record, Usage
 from gateway.meters import Count, Counters, Gauges, Histograms, Spread
 
 TURNED_AWAY = frozenset({"line_full", "line_timeout", "deadline", "no_instance", "draining", "body_too_large", "auth"})
@@ -298,28 +298,31 @@ class Metrics:
         self.requests(operation, route, model, str(record.status), "true" if record.stream else "false").inc()
         self.duration(operation, route, model).observe(duration)
         if record.reason:
-            self.errors(route, record.reason).inc()
-            if record.interrupted:
-                self.interruptions(route, record.reason).inc()
-            if not record.attempts and record.reason in TURNED_AWAY:
-                self.rejections(route, record.reason).inc()
+            self._failed(record, route)
         if record.cache:
             self.cache(route, record.cache).inc()
-        if record.attempts or record.waited:
-            left = "left" if record.reason == "client_cancelled" else "refused"
-            self.line_wait(route, "granted" if record.attempts else left).observe(record.waited)
+        if record.attempts:
+            self.line_wait(route, "granted").observe(record.waited)
+        elif record.waited:
+            self.line_wait(route, "left" if record.reason == "client_cancelled" else "refused").observe(record.waited)
         if record.first_token is not None:
             self.first_token(route, model).observe(record.first_token)
             self.overhead(operation).observe(max(0.0, duration - record.waited - record.upstream))
-        self._tokens(record, route, model)
+        if record.usage is not None:
+            self._tokens(record, record.usage, route, model)
 
-    def _tokens(self, record: Record, route: str, model: str) -> None:
-        if record.usage is None:
-            return
-        self.tokens(route, model, "input").inc(record.usage.input)
-        self.tokens(route, model, "output").inc(record.usage.output)
-        if record.stream and record.usage.output > 1 and record.tokens_span > 0:
-            self.per_token(record.instance, model).observe(record.tokens_span / (record.usage.output - 1))
+    def _failed(self, record: Record, route: str) -> None:
+        self.errors(route, record.reason).inc()
+        if record.interrupted:
+            self.interruptions(route, record.reason).inc()
+        if not record.attempts and record.reason in TURNED_AWAY:
+            self.rejections(route, record.reason).inc()
+
+    def _tokens(self, record: Record, usage: Usage, route: str, model: str) -> None:
+        self.tokens(route, model, "input").inc(usage.input)
+        self.tokens(route, model, "output").inc(usage.output)
+        if record.stream and usage.output > 1 and record.tokens_span > 0:
+            self.per_token(record.instance, model).observe(record.tokens_span / (usage.output - 1))
 
     async def exposition(self, now: float) -> bytes:
         """The text a scraper reads, rendered off the event loop; at most once a second. `now` in seconds."""

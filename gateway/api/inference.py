@@ -17,7 +17,7 @@ from gateway.dialects import anthropic
 from gateway.dispatch import Dispatch
 from gateway.engine import Engine
 from gateway.errors import BodyTooLarge, ClientLeft, InvalidCall, LineFull
-from gateway.offload import sized
+from gateway.offload import LARGE, sized
 from gateway.routing import HINTS, split_alias
 from gateway.wire import encoding, response_headers
 
@@ -43,9 +43,9 @@ class Inference:
         record: Record = scope["gateway.record"]
         config = self._engine.config
         body = await self._intake.read(scope, receive)
-        operation = await sized(len(body), self._choose, body)
+        operation = self._choose(body) if len(body) <= LARGE else await sized(len(body), self._choose, body)
         record.operation, record.dialect = operation.name, operation.dialect
-        wish = await sized(len(body), operation.read, body)
+        wish = operation.read(body) if len(body) <= LARGE else await sized(len(body), operation.read, body)
         record.stream, record.asked = wish.stream, wish.model
         call = _call(scope, operation, wish, body, record, self._engine.route_headers, config)
         dispatch: Dispatch = self._engine.dispatch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import lru_cache
 from types import TracebackType
 from typing import Self
 
@@ -37,15 +38,7 @@ async def send_error(send: Send, record: Record, error: GatewayError) -> None:
 
 def told(record: Record) -> Headers:
     """What the gateway did, as response headers; only what is known by now."""
-    headers: Headers = []
-    for name, value in (
-        (b"x-gateway-instance", record.instance),
-        (b"x-gateway-route", record.route),
-        (b"x-gateway-model", record.model),
-        (b"x-gateway-substituted", record.substitution),
-    ):
-        if value:
-            headers.append((name, ascii_value(value)))
+    headers = [*_whereabouts(record.instance, record.route, record.model, record.substitution)]
     if record.cache in _CACHE:
         headers.append((b"cache-status", _CACHE[record.cache]))
     if record.position:
@@ -58,6 +51,17 @@ def told(record: Record) -> Headers:
         timing = b"line;dur=%.1f, upstream;dur=%.1f" % (record.waited * 1000, upstream * 1000)
         headers.append((b"server-timing", timing))
     return headers
+
+
+@lru_cache(maxsize=1024)
+def _whereabouts(instance: str, route: str, model: str, substitution: str) -> tuple[tuple[bytes, bytes], ...]:
+    facts = {
+        b"x-gateway-instance": instance,
+        b"x-gateway-route": route,
+        b"x-gateway-model": model,
+        b"x-gateway-substituted": substitution,
+    }
+    return tuple((name, ascii_value(value)) for name, value in facts.items() if value)
 
 
 _CACHE = {

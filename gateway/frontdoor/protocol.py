@@ -235,15 +235,13 @@ class Protocol(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._reading is Reading.BODY:
             self._trailers += 1  # and dropped: nobody asked for any
-        else:
-            name = name.lower()
-            self._headers.append((name, value))
-            if name in _FRAMES:
-                self._frame(name, value)
-        if len(self._headers) > MAX_HEADERS:
-            self._raise(HeadTooLarge(f"more than {MAX_HEADERS} headers"))
-        if self._trailers > MAX_HEADERS:
-            self._raise(MalformedRequest(f"more than {MAX_HEADERS} trailers"))
+            if self._trailers > MAX_HEADERS:
+                self._raise(MalformedRequest(f"more than {MAX_HEADERS} trailers"))
+            return
+        name = name.lower()
+        self._headers.append((name, value))
+        if name in _FRAMES:
+            self._frame(name, value)
 
     def _frame(self, name: bytes, value: bytes) -> None:
         """A header that says what follows the head; the parser has judged it."""
@@ -255,6 +253,8 @@ class Protocol(asyncio.Protocol):
             self._expects = True
 
     def on_headers_complete(self) -> None:
+        if len(self._headers) > MAX_HEADERS:
+            self._raise(HeadTooLarge(f"more than {MAX_HEADERS} headers"))
         method, version = self._parser.get_method(), self._parser.get_http_version()
         if problem := flaw(method, self._url, version, self._headers):
             self._raise(problem)

@@ -32,7 +32,7 @@ from gateway.upstream.connection import Answer, Connection
 OURS = frozenset({b"host", b"content-length", b"transfer-encoding", b"accept-encoding", b"connection"})
 
 _UNSAFE_LINE = re.compile(rb"[\x00-\x20\x7f]")
-_UNSAFE_HEADER = re.compile(rb"[\r\n\x00]")
+_HEADERS = re.compile(rb"(?i:(?!(?:%b):)[^\r\n\0:]++:[^\r\n\0]*+\r\n)*+" % b"|".join(OURS))
 _WORDS = {  # of a connection that failed; `probe` adds the likely fix
     errno.ECONNREFUSED: "connection refused",
     errno.EHOSTUNREACH: "no route to it",
@@ -309,17 +309,12 @@ class Upstream:
     def _head(self, request: Request) -> bytes:
         if _UNSAFE_LINE.search(request.method) or _UNSAFE_LINE.search(request.path):
             raise ValueError("a method or path no request line can hold")
-        if _UNSAFE_HEADER.search(b"".join([part for header in request.headers for part in header])):
-            raise ValueError("a header that would end its own line")
-        lines = [request.method, b" ", request.path, self._opening]
-        for name, value in request.headers:
-            if name.lower() in OURS:
-                raise ValueError(f"the header {name.decode('latin-1')} is not the caller's to set")
-            lines += (name, b": ", value, b"\r\n")
+        headers = b"".join([b"%b: %b\r\n" % header for header in request.headers])
+        if headers.count(b"\r\n") != len(request.headers) or not _HEADERS.fullmatch(headers):
+            raise ValueError(f"a header that would end its own line, or is not the caller's to set: {headers!r}")
         if request.body or request.method not in (b"GET", b"HEAD"):
-            lines.append(b"content-length: %d\r\n" % len(request.body))
-        lines.append(b"\r\n")
-        return b"".join(lines)
+            headers += b"content-length: %d\r\n" % len(request.body)
+        return b"%b %b%b%b\r\n" % (request.method, request.path, self._opening, headers)
 
     def _response(self, connection: Connection, request: Request) -> Response:
         return Response(self.name, connection, self._give_back, head_only=request.method == b"HEAD")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from urllib.parse import quote
 
 Headers = list[tuple[bytes, bytes]]
@@ -26,14 +27,14 @@ def request_headers(
 ) -> Headers:
     """What an instance is told beside what the connection says itself: host, length, no compression.
 
-    The user agent matters: Ollama answers some clients differently (ollama.md §2.6). A `traceparent` goes on only where
-    it is well-formed.
+    `request_id` is one that `sane_request_id` lets pass. The user agent matters: Ollama answers some clients
+    differently (ollama.md §2.6). A `traceparent` goes on only where it is well-formed.
     """
     headers = [
         (b"content-type", content_type),
         (b"accept", b"application/json, application/x-ndjson, text/event-stream"),
         (b"user-agent", ascii_value(agent) or OUR_AGENT),
-        (b"x-request-id", ascii_value(request_id)),
+        (b"x-request-id", request_id.encode("ascii")),
     ]
     if _TRACEPARENT.fullmatch(traceparent):
         headers.append((b"traceparent", traceparent.encode("ascii")))
@@ -68,9 +69,14 @@ def sane_request_id(value: bytes | str) -> str | None:
 
 def ascii_value(text: str) -> bytes:
     """Any text as a header value: control characters, `%` and all beyond ASCII percent-encoded, at most 256 bytes."""
-    if len(text) <= MAX_VALUE and text.isascii() and text.isprintable() and "%" not in text:
-        return text.strip().encode("ascii")
+    return _known_value(text) if len(text) <= MAX_VALUE else _value(text)
+
+
+def _value(text: str) -> bytes:
     escaped = quote(text[:MAX_VALUE].strip(), safe=_PLAIN, errors="replace")
     if len(escaped) > MAX_VALUE:
         escaped = _CUT_ESCAPE.sub("", escaped[:MAX_VALUE])
     return escaped.encode("ascii").strip()
+
+
+_known_value = lru_cache(maxsize=1024)(_value)
