@@ -10,6 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, TextIO
@@ -122,8 +123,9 @@ def _json(_: Any, level: str, event: Facts) -> str:
     now = datetime.now(UTC).isoformat()
     line: Facts = {"timestamp": f"{now[:-6]}Z", "level": level, "event": ""}
     line.update(event)
-    data = msgspec.json.encode(line, enc_hook=str)
-    if _TAME.fullmatch(data):
-        return data.decode("ascii")
+    with suppress(UnicodeEncodeError):  # which means that there is something to tame
+        data = msgspec.json.encode(line, enc_hook=str)
+        if _TAME.fullmatch(data):
+            return data.decode("ascii")
     text = msgspec.json.encode(_tame(_, level, line), enc_hook=str).decode()
     return text if text.isascii() else text.translate(_LINE_ENDS)

@@ -196,7 +196,7 @@ def _told(name: str, part: Raw | memoryview) -> bytes:
     """A part as the bytes that came, under its name and with its length, so that no two run together."""
     seen = memoryview(part)
     if len(seen) > PART_LENGTH:
-        return b"%b %d\n%b" % (name.encode(), len(seen), seen[:PART_LENGTH])
+        return b"%b %d\n%b" % (name.encode(), len(seen), bytes(seen[:PART_LENGTH]))
     whole = bytes(seen)
     if _MARK in whole:
         whole = _without_marks(whole)

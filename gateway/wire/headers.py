@@ -27,14 +27,14 @@ def request_headers(
 ) -> Headers:
     """What an instance is told beside what the connection says itself: host, length, no compression.
 
-    `request_id` is one that `sane_request_id` lets pass. The user agent matters: Ollama answers some clients
-    differently (ollama.md §2.6). A `traceparent` goes on only where it is well-formed.
+    The user agent matters: Ollama answers some clients differently (ollama.md §2.6). A `traceparent` goes on only where
+    it is well-formed.
     """
     headers = [
         (b"content-type", content_type),
         (b"accept", b"application/json, application/x-ndjson, text/event-stream"),
         (b"user-agent", ascii_value(agent) or OUR_AGENT),
-        (b"x-request-id", request_id.encode("ascii")),
+        (b"x-request-id", _value(request_id)),  # each is new: not to be remembered
     ]
     if _TRACEPARENT.fullmatch(traceparent):
         headers.append((b"traceparent", traceparent.encode("ascii")))
@@ -73,6 +73,8 @@ def ascii_value(text: str) -> bytes:
 
 
 def _value(text: str) -> bytes:
+    if len(text) <= MAX_VALUE and text.isascii() and text.isprintable() and "%" not in text:
+        return text.strip().encode("ascii")
     escaped = quote(text[:MAX_VALUE].strip(), safe=_PLAIN, errors="replace")
     if len(escaped) > MAX_VALUE:
         escaped = _CUT_ESCAPE.sub("", escaped[:MAX_VALUE])
