@@ -170,9 +170,6 @@ class Level(Generic[W]):
         first = next(iter(self._calls), None)
         return NEVER if first is None else first.since
 
-    def __iter__(self) -> Iterator[W]:
-        return iter(self._calls)
-
     def __len__(self) -> int:
         return len(self._calls)
 

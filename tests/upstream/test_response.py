@@ -16,6 +16,7 @@ from tests.upstream.scripted import (
     Peer,
     Script,
     answering,
+    once,
     quiet,
     reaching,
     silent,
@@ -89,6 +90,37 @@ async def test_an_answer_that_was_left_tells_nobody_of_the_next_one_on_its_conne
             end.set()
             await until(lambda: response.whole)
         assert not told.is_set()
+
+
+async def test_who_asks_is_told_when_an_answer_breaks_off_while_nobody_reads_and_finds_out_why() -> None:
+    end, told = asyncio.Event(), asyncio.Event()
+
+    async def cut(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(STARTED)
+        await end.wait()
+
+    async with speaking(cut) as instance, reaching(instance.url) as upstream:
+        with await upstream.open(POST, connect=5, first=5) as response:
+            response.when_over(told.set)
+            response.check()
+            assert not response.over
+            end.set()
+            async with asyncio.timeout(5):
+                await told.wait()
+            assert (response.over, response.whole) == (True, False)
+            with pytest.raises(ConnectionLost, match="cut its answer short"):
+                response.check()
+            assert response.unread() == b"hello", "what came before is there"
+
+
+async def test_a_whole_answer_is_sound_whatever_becomes_of_its_connection() -> None:
+    async with speaking(once(HELLO)) as instance, reaching(instance.url) as upstream:
+        with await upstream.open(POST, connect=5, first=5) as response:
+            await until(lambda: response._connection.lost)
+            assert (response.over, response.whole) == (True, True)
+            response.check()
+            assert await response.read_all(100) == b"hello"
 
 
 # Left
