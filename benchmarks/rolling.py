@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import json
 import os
 import random
 import shutil
@@ -20,13 +21,14 @@ import tempfile
 import time
 from asyncio.subprocess import DEVNULL, Process
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import vitals
 from benchmarks.processes import Address, running
+from benchmarks.starved import Machine
 from benchmarks.traffic import Ask, Client, Wrong, chat_stream, chat_whole, native_stream
 from benchmarks.troubles import free_ports
 
@@ -114,6 +116,19 @@ class Balancer:
 
     def __init__(self, control: Path) -> None:
         self._control = control
+        self.leaving = ""  # the gateway that is being restarted
+        self.fell: list[str] = []  # others that it took for down, and why
+
+    async def watch(self) -> None:
+        """Note each gateway that it takes for down though nobody restarts it."""
+        up: dict[str, bool] = {}
+        while True:
+            for name, row in (await self.told()).items():
+                is_up = row["status"].startswith("UP")
+                if up.get(name, True) and not is_up and name not in (self.leaving, "BACKEND"):
+                    self.fell.append(f"{name}: {row['check_status']} {row['check_code']}, {row['check_duration']} ms")
+                up[name] = is_up
+            await asyncio.sleep(0.05)
 
     async def told(self) -> dict[str, dict[str, str]]:
         """`show stat`, by server."""
@@ -206,7 +221,7 @@ async def roll(gateways: list[Gateway], balancer: Balancer, restarts: int) -> tu
     took, statuses = [], []
     for number in range(restarts):
         gateway = gateways[number % len(gateways)]
-        began = time.monotonic()
+        began, balancer.leaving = time.monotonic(), gateway.name
         statuses.append(await gateway.drain())
         await gateway.start()
         await balancer.until(gateway.name, "UP")
@@ -227,23 +242,39 @@ async def main() -> None:
         async with asyncio.timeout(60 + restarts * 15), house(directory) as (address, balancer, gateways):
             load = Load(address)
             callers = [asyncio.create_task(load.caller(number), name="caller") for number in range(CALLERS)]
+            machine = Machine.now()
+            watching = asyncio.create_task(balancer.watch(), name="watch")
             took, statuses = await roll(gateways, balancer, restarts)
+            watching.cancel()
+            busy = Machine.now().since(machine)
             load.ended = True
             await asyncio.gather(*callers)
             helped = await balancer.helped()
-        defects = [line for line in (directory / "log").read_text().splitlines() if '"level":"error"' in line]
-    for kind, count in sorted(load.calls.items()):
-        print(f"  {kind:<24}{count:>8}")
-    first, took = sorted(load.first), sorted(took)
+        events = [json.loads(line) for line in (directory / "log").read_text().splitlines()]
     print(f"  restarts                {restarts:>8}   {statuses.count(0)} with exit status 0")
-    print(f"  SIGTERM until up again  p50 {vitals.percentile(took, 0.5):.1f} s   max {took[-1]:.1f} s")
-    print(f"  first byte of a stream  p50 {vitals.percentile(first, 0.5) * 1000:.0f} ms", end="")
-    print(f"   p99 {vitals.percentile(first, 0.99) * 1000:.0f} ms   max {first[-1] * 1000:.0f} ms")
-    print(f"  failed                  {len(load.failed):>8}\n  truncated               {len(load.truncated):>8}")
-    print("  HAProxy: " + ", ".join(f"{name} {count}" for name, count in helped.items()))
+    print(f"  SIGTERM until up again  p50 {vitals.percentile(sorted(took), 0.5):.1f} s   max {max(took):.1f} s")
+    defects = [event for event in events if event["level"] == "error"]
+    show(load)
+    print("  HAProxy: " + told(helped))
+    print("  taken for down, though not restarted: " + (", ".join(balancer.fell) or "none"))
+    print("  gateways' warnings: " + told(Counter(event["event"] for event in events if event["level"] == "warning")))
+    print(f"  machine: {busy}")
     for problem in [*load.failed, *load.truncated, *defects][:20]:
         print(f"! {problem}")
     sys.exit(bool(load.failed or load.truncated or any(statuses) or any(helped.values()) or defects))
+
+
+def show(load: Load) -> None:
+    for kind, count in sorted(load.calls.items()):
+        print(f"  {kind:<24}{count:>8}")
+    first = sorted(load.first)
+    print(f"  first byte of a stream  p50 {vitals.percentile(first, 0.5) * 1000:.0f} ms", end="")
+    print(f"   p99 {vitals.percentile(first, 0.99) * 1000:.0f} ms   max {first[-1] * 1000:.0f} ms")
+    print(f"  failed                  {len(load.failed):>8}\n  truncated               {len(load.truncated):>8}")
+
+
+def told(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from pathlib import Path
 
 from benchmarks import vitals
 from benchmarks.processes import Address, running
+from benchmarks.starved import Machine
 from benchmarks.traffic import COINED, Ask, Client, Heard, Wrong, any_of
 from benchmarks.troubles import Configurations, Instances, free_ports
 from benchmarks.vitals import Vitals
@@ -352,13 +353,17 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         async with asyncio.timeout(1.5 * seconds + 300), under_way(seconds, directory) as run:
+            machine = Machine.now()
             await soak(run)
+            told = Machine.now().since(machine)
             run.gateway.terminate()
             status = await run.gateway.wait()
         found = complaints(directory / "log")
         if status:
             found.append(f"the gateway's exit status is {status}")
-        sys.exit(report(run, found))
+        broken = report(run, found)
+    print(f"  machine: {told}")
+    sys.exit(broken)
 
 
 if __name__ == "__main__":

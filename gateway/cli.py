@@ -248,6 +248,7 @@ async def _serve(loaded: Loaded, source: Given | None) -> None:
     from gateway.server import Server
 
     log.configure(loaded.config.log)
+    await asyncio.to_thread(lambda: None)  # one thread is there from now on, also when none can be started any more
     async with Engine(loaded, source) as engine:
         server = Server(App(engine), loaded.config.server)
         announcing = asyncio.create_task(_announce(engine, server), name="announce")

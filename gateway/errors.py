@@ -8,6 +8,7 @@ GatewayError
 │                                          UnsupportedVersion 505
 ├── CapacityError    nobody's: come back   LineFull 429 · LineTimeout 429 · DeadlineUnreachable 429 · NoInstance 503
 │                                          ShuttingDown 503 · TooManyConnections 503
+│                                          OutOfMemory 503
 ├── UpstreamError    an instance's doing   ConnectFailed 502 · ConnectionLost 502 · BadAnswer 502 · Refused (its status)
 │                                          Exhausted 503: ours, but it ends an attempt all the same
 │                                          FirstTokenTimeout 504 · IdleTimeout 504 · CallTimeout 504 · StreamBroken
@@ -197,6 +198,18 @@ class TooManyConnections(CapacityError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, retry_after=1.0)
+
+
+class OutOfMemory(CapacityError):
+    """The gateway itself had no memory left for the request, or no thread."""
+
+    status = 503
+    kind = "api_error"
+    code = "gateway_exhausted"
+    reason = "exhausted"
+
+    def __init__(self) -> None:
+        super().__init__("the gateway has no memory left for this request", retry_after=1.0)
 
 
 class NoInstance(CapacityError):

@@ -198,9 +198,9 @@ class Exchange:
         self._lease = lease
         self._response = await self._journey.open(lease, held)
         while not any(frame.content or frame.last for frame in self._ready):
-            self._ready += await self._read()
             if len(self._ready) > MAX_SILENT:
                 raise BadAnswer(lease.candidate.instance, "sends frames without content")
+            self._ready += await self._read()
         lease.answered()
         self._response.spoke(self._journey.limits.idle)
         self._first_at = self._now()

@@ -46,7 +46,7 @@ async def everything(given: argparse.Namespace, home: Path) -> tuple[Outcome, di
     outcome, idle = Outcome(), dict[str, float]()
     if works:
         needed = {name: kind for name, kind in kinds.items() if any(name not in work.without for work in works)}
-        outcome = await rounds(works, given.rounds or (7 if given.full else 3), needed, home)
+        outcome = await rounds(works, given.rounds or (7 if given.full else 3), needed, home, alone=given.alone)
     if MEMORY in wanted:
         idle = await memory.of_each([name for name in kinds if name != NAIVE], home)
     return outcome, idle
@@ -64,7 +64,7 @@ def main() -> None:
     given = options()
     kernel.many_files()
     kernel.pin(kernel.REST)
-    with kernel.first(alone=given.alone), tempfile.TemporaryDirectory(prefix="bench-") as home:
+    with kernel.first(), tempfile.TemporaryDirectory(prefix="bench-") as home:
         outcome, idle = uvloop.run(everything(given, Path(home)))
     kept = goals.goals(outcome, idle)
     control = {"nginx": version((nginx_program() or "nginx", "-v")).rpartition("/")[2]}

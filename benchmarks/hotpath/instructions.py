@@ -88,7 +88,8 @@ def judged(found: dict[str, int], recorded: dict[str, int]) -> tuple[str, bool]:
     for what, count in found.items():
         before = recorded.get(what)
         more = "" if before is None else f" ({count / before - 1:+.1%})"
-        lines.append(f"| {what} | {count:,}{more} | {before or '-'} | {MOST[what]:,} |")
+        was = "-" if before is None else f"{before:,}"
+        lines.append(f"| {what} | {count:,}{more} | {was} | {MOST[what]:,} |")
         kept = kept and (before is None or count <= before * BOUND)
     return "\n".join(lines), kept
 

@@ -61,15 +61,20 @@ def pin(cores: list[int]) -> None:
     os.sched_setaffinity(0, cores)
 
 
+def alone(pids: Iterable[int], *, wanted: bool = True) -> None:
+    """Nothing else runs on their core while they have something to do. Raises PermissionError."""
+    policy, priority = (os.SCHED_RR, 1) if wanted else (os.SCHED_OTHER, 0)
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setscheduler(int(task.name), policy, os.sched_param(priority))
+
+
 @contextlib.contextmanager
-def first(*, alone: bool = False) -> Iterator[None]:
+def first() -> Iterator[None]:
     """Before other work on this machine, where that is allowed: times then say less of it.
 
-    `alone` lets nothing else run on our cores while we have something to do. Where the kernel groups processes by
-    session it is the session that must be first; it is put back afterwards.
+    Where the kernel groups processes by session it is the session that must be first; it is put back afterwards.
     """
-    if alone:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     group = Path("/proc/self/autogroup")
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)

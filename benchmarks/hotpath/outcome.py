@@ -12,7 +12,7 @@ from benchmarks.hotpath.load import Told
 from benchmarks.hotpath.work import FIGURES, Work
 
 OURS, CONTROL, NOTHING = "gateway", "nginx", "direct"
-LEAST = 10.0  # microseconds added by nginx; what is less is noise
+LEAST = 10.0  # microseconds that nginx has to add for a ratio to be worth something
 
 Figure = Callable[[Told], float | None]
 
@@ -65,7 +65,10 @@ class Outcome:
             if ours is None or not theirs:
                 continue
             base = (usual(told[NOTHING]) or 0.0) if usual else 0.0
-            yield (ours - base) / (max(theirs - base, LEAST) if usual else theirs)
+            if not usual:
+                yield ours / theirs
+            elif theirs - base >= LEAST:
+                yield (ours - base) / (theirs - base)
 
 
 def _median(values: Iterable[float | None]) -> float | None:

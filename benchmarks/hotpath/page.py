@@ -52,11 +52,15 @@ def _version(name: str) -> str:
 
 
 def _commit() -> str:
+    changed = " with changes" if _git("status", "--porcelain", "gateway") else ""
+    return (_git("rev-parse", "--short", "HEAD") or "unknown") + changed
+
+
+def _git(*order: str) -> str:
     with suppress(OSError):
-        asked = ("git", "-C", str(ROOT), "describe", "--always", "--dirty")
-        told = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False)
-        return told.stdout.strip() or "unknown"
-    return "unknown"
+        asked = ("git", "-C", str(ROOT), *order)
+        return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+    return ""
 
 
 def _processor() -> str:

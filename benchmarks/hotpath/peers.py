@@ -90,6 +90,7 @@ def main() -> None:
     options.add_argument("--litellm", type=Path, help="its program")
     options.add_argument("--peer", action="append", default=[], help="name=command line with {port} and {url}")
     options.add_argument("--rounds", type=int, default=4)
+    options.add_argument("--alone", action="store_true", help="nothing else may run meanwhile; needs root")
     options.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
     given = options.parse_args()
     kinds: dict[str, Kind] = {"gateway": gateway}
@@ -106,7 +107,7 @@ def main() -> None:
     kernel.many_files()
     kernel.pin(kernel.REST)
     with kernel.first(), tempfile.TemporaryDirectory(prefix="bench-") as home:
-        outcome = uvloop.run(rounds(WORKS, given.rounds, kinds, Path(home)))
+        outcome = uvloop.run(rounds(WORKS, given.rounds, kinds, Path(home), alone=given.alone))
     text = f"{page.environment(**told)}\n\n{comparison(outcome)}\n\n{report(outcome)}"
     print(text)
     if given.write:

@@ -36,14 +36,23 @@ def turns(work: Work, found: list[Contender], chance: random.Random) -> list[Con
     return who
 
 
-async def rounds(works: Sequence[Work], count: int, kinds: Mapping[str, Kind], home: Path) -> Outcome:
-    """What came of it; the gateways run from the first to the last of them."""
+async def rounds(
+    works: Sequence[Work], count: int, kinds: Mapping[str, Kind], home: Path, *, alone: bool = False
+) -> Outcome:
+    """What came of it; the gateways run from the first to the last of them, and `alone` if so asked.
+
+    Callers and instance share a core; where they fill it, the kernel's usual ways divide it better between them.
+    """
     outcome, chance = Outcome(), random.Random(count)  # noqa: S311 - for an order
     async with field(kinds, home) as (found, rest):
         pids = [pid for one in found for pid in one.pids]
+        if alone:
+            kernel.alone(pids)
         for number in range(count):
             for work in works if number == 0 else [one for one in works if not one.once]:
                 told: dict[str, Told] = {}
+                if alone:
+                    kernel.alone(rest, wanted=not work.fills)
                 for one in turns(work, found, chance):
                     await settle(pids)
                     told[one.name] = await drive(work.load, one.address, one.pids, rest)

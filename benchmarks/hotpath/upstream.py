@@ -161,8 +161,8 @@ class Speaker:
 
     def rush(self) -> None:
         """As many frames as are taken, some at a time."""
-        self._rushing = False
-        if self._connection.closed or self._connection.full:
+        self._rushing = not (self._connection.closed or self._connection.full)
+        if not self._rushing:
             return
         (before, after), write = FRAME, self._connection.write
         for _ in range(min(BURST, self._left)):
@@ -171,7 +171,6 @@ class Speaker:
         if self._left == 0:
             self._end()
         else:
-            self._rushing = True
             asyncio.get_running_loop().call_soon(self.rush)
 
     def resumed(self) -> None:

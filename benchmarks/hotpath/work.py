@@ -20,6 +20,7 @@ class Work:
     load: Load
     figures: tuple[str, ...]
     without: frozenset[str] = frozenset({NAIVE})  # contenders that cannot carry it
+    fills: bool = False  # the core of callers and instance
     once: bool = False  # not in each round: what is asked is whether it holds
 
 
@@ -68,6 +69,7 @@ WORKS = (
         "50 streams, frames as fast as they are taken",
         Load(callers=50, frames=1000),
         ("CPU us/frame", "frames/s", "delay p50 us", "delay p99 us"),
+        fills=True,
     ),
     HELD,
 )

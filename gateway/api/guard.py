@@ -20,7 +20,7 @@ from gateway.api.relay import send_error
 from gateway.api.routes import Entry, Surface, locate
 from gateway.call import Record
 from gateway.config import Config
-from gateway.errors import ClientLeft, GatewayError, InternalError, Unauthenticated, UpgradeRefused
+from gateway.errors import ClientLeft, GatewayError, InternalError, OutOfMemory, Unauthenticated, UpgradeRefused
 from gateway.log import call_facts
 from gateway.metrics import Metrics
 from gateway.routing import BY_MODEL, BY_TASK, split_alias, stands_for
@@ -77,6 +77,9 @@ class Guard:
         except GatewayError as error:
             await self._refuse(answered, record, error)
         except Exception as error:  # noqa: BLE001 - the one place where a defect becomes a 500
+            if _exhausted(error):
+                await self._refuse(answered, record, OutOfMemory())
+                return
             self._log.exception("call.defect", id=record.request_id)
             await self._refuse(answered, record, InternalError(_defect(error)))
         finally:
@@ -200,6 +203,11 @@ def _request_id(noted: Noted) -> str:
     """The client's own, if it is one that can be written anywhere; else a new one."""
     own = noted.get(b"x-request-id") or noted.get(b"x-client-request-id") or b""
     return (sane_request_id(own) if own else None) or secrets.token_hex(8)
+
+
+def _exhausted(error: Exception) -> bool:
+    """Whether it is no defect: there was no memory, or no thread could be started, for which Python has no type."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "start new thread" in str(error))
 
 
 def _defect(error: Exception) -> str:

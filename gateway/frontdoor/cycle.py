@@ -16,7 +16,7 @@ from typing import Protocol as Shape
 import structlog
 from starlette.types import ASGIApp, Message, Scope
 
-from gateway.errors import CallError
+from gateway.errors import GatewayError
 
 HIGH_WATER = 64 * 1024  # bytes of a body that nobody has taken yet; beyond, the client is made to wait
 
@@ -96,7 +96,7 @@ class Cycle:
         self._wire = wire
         self._continue = expects
         self._told = False  # that the body has ended
-        self._late: CallError | None = None
+        self._late: GatewayError | None = None
         self._head = b""
         self._chunked = self._bodiless = False
         self._left = 0  # bytes of body still to come, where their number was told
@@ -149,8 +149,8 @@ class Cycle:
         if watcher is not None and not self.complete:
             watcher()
 
-    def late(self, error: CallError) -> None:
-        """The body does not come as fast as it must: the application is to answer with `error`."""
+    def late(self, error: GatewayError) -> None:
+        """The body does not come as fast as it must, or there is no room for it: the answer is to be `error`."""
         self._late, self.keep = error, False
         self._wake()
 

@@ -33,6 +33,7 @@ from gateway.errors import (
     GatewayError,
     HeadTooLarge,
     MalformedRequest,
+    OutOfMemory,
     RequestTimeout,
     UnsupportedVersion,
     WrongMethod,
@@ -56,7 +57,7 @@ _BLANK_LINE = b"\r\n\r\n"  # with one ends every head, and every chunked body
 _NEXT = re.compile(  # one that ends a line, and that a request follows, or nothing as yet
     rb"\r\n\r\n(?<![\r\n]\r\n\r\n)(?=[\r\n]*+(?:[^\r\n ]+ [^\r\n ]+ HTTP/|[^\r\n]*\Z))"
 )
-_FRAMES = frozenset((b"content-length", b"transfer-encoding", b"expect"))
+_ABOUT_THE_BODY = frozenset((b"content-length", b"expect"))
 
 
 class Reading(Enum):
@@ -96,7 +97,7 @@ class Protocol(asyncio.Protocol):
         self._stalled = math.inf  # since when the client has read nothing of what is there
         self._unread = 0  # bytes it had left to read at the last look
         self._size = 0  # bytes of the body so far
-        self._length, self._chunked = 0, False  # how its end is known
+        self._length = 0  # that it is to have, where that was told
         self._counted = 0  # bytes of this head, or since the last piece of body
         self._seam = b""  # the last bytes of a read that ended within a message
         self._url = b""
@@ -140,7 +141,6 @@ class Protocol(asyncio.Protocol):
         self._server.connections.discard(self)
         self._door.leave(self)
         self.transport = None
-        self._deaf = True
         del self._parser  # it points back at us; this spares the collector the circle
         for cycle in (self._cycle, self._filling, *self._ahead):
             if cycle is not None:
@@ -174,7 +174,7 @@ class Protocol(asyncio.Protocol):
         while at < size and not self._deaf:
             if self._reading is Reading.NOTHING:
                 self._begin()
-            if self._reading is Reading.BODY and not self._chunked:
+            if self._reading is Reading.BODY and self._size < self._length:
                 piece = memoryview(data)[at : at + self._length - self._size]
                 self._parser.feed_data(piece)
                 at += len(piece)
@@ -190,7 +190,7 @@ class Protocol(asyncio.Protocol):
         self._reading, self._since, self._fresh = Reading.HEAD, self._loop.time(), False
         self._url, self._seam, self._headers = b"", b"", []
         self._counted = self._trailers = self._length = self._size = 0
-        self._chunked = self._expects = False
+        self._expects = False
 
     def _end(self, data: bytes, at: int) -> int:
         """Where a piece of a head, or of chunks, ends that begins `at`: with a blank line, or where it is enough.
@@ -240,15 +240,13 @@ class Protocol(asyncio.Protocol):
             return
         name = name.lower()
         self._headers.append((name, value))
-        if name in _FRAMES:
-            self._frame(name, value)
+        if name in _ABOUT_THE_BODY:
+            self._foretell(name, value)
 
-    def _frame(self, name: bytes, value: bytes) -> None:
-        """A header that says what follows the head; the parser has judged it."""
+    def _foretell(self, name: bytes, value: bytes) -> None:
+        """Note what a header says of the body; the parser has judged it."""
         if name == b"content-length":
             self._length = int(value)
-        elif name == b"transfer-encoding":
-            self._chunked = True
         elif value.lower() == b"100-continue":
             self._expects = True
 
@@ -454,7 +452,7 @@ class Protocol(asyncio.Protocol):
         elif waited > SLOW_AFTER and self._size < limits.body_rate * waited:
             self._refuse(RequestTimeout(f"the body came slower than {limits.body_rate} bytes/s (server.body_rate)"))
 
-    def _refuse(self, problem: CallError) -> None:
+    def _refuse(self, problem: GatewayError) -> None:
         """Say why, once all that came before is answered, and close. Where a head was sound the application says it."""
         self._door.refused(problem.reason)
         cycle, filling, self._filling = self._cycle, self._filling, None
@@ -488,7 +486,9 @@ def _refusal(problem: GatewayError, url: bytes) -> bytes:
     return status_line(problem.status) + _lines(tuple(headers)) + b"\r\n" + body
 
 
-def _problem(error: httptools.HttpParserError, data: bytes) -> CallError:
+def _problem(error: httptools.HttpParserError, data: bytes) -> GatewayError:
+    if isinstance(error.__context__, MemoryError):
+        return OutOfMemory()
     if isinstance(error, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(data):
         return WrongMethod(f"a method that is not spoken here: it takes {METHODS}", allow=METHODS)
     if "HTTP version" in str(error):

@@ -174,3 +174,23 @@ async def test_u14_a_compressed_answer_that_nobody_asked_for_is_a_502_and_not_in
         refused(CHAT, reply, 502, "bad_upstream_response")
         assert house.seen("alpha").header("accept-encoding") == "identity"
         await still_works(house)
+
+
+FRAME = b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n'
+END = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+
+
+async def test_u13_a_thousand_frames_that_come_at_once_are_an_answer() -> None:
+    body = FRAME % b"x" * 1100 + END
+    async with one() as house:
+        house.proxies["alpha"].downstream = Say(data=CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body), times=1)
+        reply = await house.chat(stream=True)
+        assert (reply.status, reply.text, reply.events[-1]) == (200, "x" * 1100, "[DONE]")
+
+
+async def test_u13_a_thousand_frames_that_say_nothing_are_none() -> None:
+    body = FRAME % b"" * 1100
+    async with one() as house:
+        house.proxies["alpha"].downstream = Say(data=CHUNKED + b"%x\r\n%b\r\n" % (len(body), body), times=1)
+        refused(CHAT, await house.chat(stream=True), 502, "bad_upstream_response")
+        await still_works(house)

@@ -1,4 +1,4 @@
-"""Row L7 of the fault matrix: no room for the log."""
+"""Row L7 of the fault matrix: no room for the log, no memory for another call."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pathlib import Path
 import httpx
 
 from gateway.simulator import Behaviour, Simulator
-from tests.faults.test_reload import until
-from tests.faults.test_shutdown import fetched
-from tests.house import LIMIT, NO_TLS, ask
+from tests.faults.test_reload import MEBI, until
+from tests.faults.test_shutdown import connected, fetched
+from tests.house import LIMIT, NO_TLS, ask, request
 from tests.test_cli import ended, serving
 
 CALLS = 20
@@ -37,6 +37,15 @@ class Gateway:
             reply = await self._client.post(CHAT, json=ask(f"say: {number}"), headers=ident)
             assert reply.json()["choices"][0]["message"]["content"] == str(number), reply.text
 
+    async def refused(self) -> bool:
+        """Whether there was no memory for a small call, or not even to read it."""
+        try:
+            reply = await self._client.post(CHAT, json=ask("say: small"))
+        except (httpx.ReadError, httpx.RemoteProtocolError):
+            return True
+        assert reply.status_code == 200 or (reply.status_code == 503 and "gateway_exhausted" in reply.text), reply.text
+        return reply.status_code == 503
+
     async def has_lost(self, count: int) -> None:
         """Until it says that so many lines of its log are lost: it may be answered before it is logged."""
         async with asyncio.timeout(LIMIT):
@@ -44,16 +53,23 @@ class Gateway:
                 await asyncio.sleep(0.1)
 
     async def lost(self) -> int:
-        text = (await fetched(self.url, "/metrics")).decode()
-        (line,) = [line for line in text.splitlines() if line.startswith("gateway_log_lines_lost_total ")]
-        return int(float(line.split()[1]))
+        return await self.metric("gateway_log_lines_lost_total")
+
+    async def metric(self, name: str) -> int:
+        """The sum of a family."""
+        lines = (await fetched(self.url, "/metrics")).decode().splitlines()
+        return int(sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name} ", f"{name}{{"))))
 
 
 @asynccontextmanager
 async def logging_to(errors: int, cwd: Path) -> AsyncIterator[Gateway]:
     """At its end it is told to leave, and must do so with status 0."""
     async with Simulator(Behaviour()) as simulator, httpx.AsyncClient(timeout=LIMIT, verify=NO_TLS) as client:
-        config = {"instances": [{"name": "alpha", "url": simulator.url}], "server": {"drain_delay": 0}}
+        config = {
+            "instances": [{"name": "alpha", "url": simulator.url, "max_concurrent": 4}],
+            "server": {"drain_delay": 0},
+            "line": {"drain_grace": 0.2},
+        }
         (cwd / "routes.yaml").write_text(json.dumps(config))
         serves = serving("serve", cwd=cwd, errors=errors)
         process, url, _ = await asyncio.to_thread(serves.__enter__)
@@ -64,6 +80,24 @@ async def logging_to(errors: int, cwd: Path) -> AsyncIterator[Gateway]:
             assert status == 0
         finally:
             serves.__exit__(None, None, None)
+
+
+def room_for(pid: int, more: int) -> None:
+    """Let a process have `more` bytes of address space than now; as much as it likes where that is negative."""
+    now = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    soft = now + more if more >= 0 else resource.RLIM_INFINITY
+    resource.prlimit(pid, resource.RLIMIT_AS, (soft, resource.RLIM_INFINITY))
+
+
+async def outcome(url: str, body: bytes) -> bytes:
+    """The answer's head and body; b"" where the connection was reset."""
+    try:
+        async with connected(url) as wire:
+            await wire.send(request(CHAT, body, "Connection: close"))
+            answer: bytes = await wire.rest()
+            return answer
+    except ConnectionError:
+        return b""
 
 
 def told(lines: list[str]) -> list[str]:
@@ -120,6 +154,33 @@ async def test_l7_a_log_that_nobody_reads_stops_no_call_and_is_written_once_some
         os.close(reads)
         if writes >= 0:
             os.close(writes)
+
+
+async def test_l7_without_memory_for_large_calls_it_refuses_them_serves_small_ones_and_keeps_nothing(
+    tmp_path: Path,
+) -> None:
+    path, large = tmp_path / "log", json.dumps(ask("say: large " + "x" * 4 * MEBI)).encode()
+    with path.open("wb") as log:
+        async with logging_to(log.fileno(), tmp_path) as gateway:
+            await gateway.calls(1)
+            for more in (16 * MEBI, 4 * MEBI, MEBI):
+                room_for(gateway.pid, more)
+                outcomes = await asyncio.gather(*(outcome(gateway.url, large) for _ in range(8)))
+                told = [one for one in outcomes if one.startswith(b"HTTP/1.1 503 ")]
+                assert told
+                assert all(b'"code":"gateway_exhausted"' in one and b"retry-after: 1\r\n" in one for one in told)
+                assert all(one[:13] in (b"HTTP/1.1 503 ", b"HTTP/1.1 200 ", b"") for one in outcomes)
+                async with asyncio.timeout(LIMIT):
+                    while await gateway.refused():
+                        pass
+            room_for(gateway.pid, -1)
+            await gateway.calls(1)
+            for family in ("gateway_upstream_in_flight", "gateway_upstream_draining", "gateway_line_depth"):
+                assert await gateway.metric(family) == 0
+            assert b'"state":"healthy"' in await fetched(gateway.url, "/gateway/status")
+    logged = path.read_text()
+    for event in ("breaker.change", "instance.down", "call.defect"):
+        assert event not in logged
 
 
 def _all_of(file: int) -> bytes:

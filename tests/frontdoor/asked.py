@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from gateway.config import ServerConfig
-from gateway.errors import CallError
+from gateway.errors import GatewayError
 from gateway.frontdoor import Door, Protocol
 from gateway.frontdoor.protocol import Reading as State
 from tests.frontdoor.readers import Reading, Request
@@ -30,7 +30,7 @@ class Watched(Protocol):
     over = False
     problem = ""
 
-    def _refuse(self, problem: CallError) -> None:
+    def _refuse(self, problem: GatewayError) -> None:
         self.problem = f"{problem.status} {problem.message}"
         super()._refuse(problem)
 

@@ -140,6 +140,16 @@ async def test_c7_a_client_that_reads_nothing_is_let_go_and_its_instance_is_free
         sock.close()
 
 
+async def test_what_is_said_to_a_client_is_not_held_back_to_be_sent_with_more() -> None:
+    async with house() as one, one.wire() as wire:
+        await wire.send(request("/livez", b"", method="GET"))
+        await wire.until(b"alive")
+        (connection,) = cast(set[Protocol], one.server.server_state.connections)
+        assert connection.transport is not None
+        sock = connection.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 # How many
 
 
