@@ -276,11 +276,14 @@ class Lease:
         if self.state is not LeaseState.HELD or self._answered or self._error:
             return
         self._answered = True
-        self.instance.breakers.heard(self, self.model, self._clock.now())
-        self.instance.memory.answered(self.model)
+        instance = self.instance
+        as_before = instance.calm and not self.cold and not instance.drains
+        instance.breakers.heard(self, self.model, self._clock.now())
+        instance.memory.answered(self.model)
         if self._sent_at is not None:
             self._end_older_drains(self._sent_at)
-        self._changed(self)
+        if not as_before:
+            self._changed(self)
 
     def failed(self, error: UpstreamError) -> None:
         """The attempt failed. It counts against a breaker where `error.counts`; once for each lease."""

@@ -190,7 +190,7 @@ class Connection(asyncio.Protocol):
         "idle_since",
         "last_data",
         "loop",
-        "on_over",
+        "on_changed",
         "paused",
     )
 
@@ -200,7 +200,7 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0  # loop time
         self.last_data = 0.0  # loop time; never before the last moment at which we let the instance speak
         self.paused = False  # the instance is made to wait
-        self.on_over: Callable[[], None] | None = None  # the answer became whole, or failed, and nobody waited for it
+        self.on_changed: Callable[[], None] | None = None  # something happened while nobody waited for it
         self._name = name
         self._gone = gone
         self._transport: asyncio.Transport | None = None
@@ -251,8 +251,7 @@ class Connection(asyncio.Protocol):
             self._waiter = None  # not when it is woken: what comes before it runs is its own to find
 
     @property
-    def lost(self) -> bool:
-        """It failed, or was closed: nothing more will come."""
+    def failed(self) -> bool:
         return self._failure is not None
 
     def check(self) -> None:
@@ -283,12 +282,12 @@ class Connection(asyncio.Protocol):
         if self._unsent or transport.get_write_buffer_size():
             return False
         self.resume()
-        self.answer = self.on_over = None
+        self.answer = self.on_changed = None
         self.idle_since = self.loop.time()
         return True
 
     def abort(self) -> None:
-        """Close the socket now, whatever is under way, and tell whoever waits, or else whoever wants to know."""
+        """Close the socket now, whatever is under way, and wake whoever waits."""
         transport, self._transport = self._transport, None
         self._failure = self._failure or (ConnectionLost, "the connection was closed")
         if self.answer is not None:
@@ -296,21 +295,17 @@ class Connection(asyncio.Protocol):
         if transport is not None:
             transport.abort()
         self._gone(self)
-        self._tell()
         self._wake()
 
     def _settled(self, answer: Answer) -> bool:
         return self._failure is not None or answer.status != 0
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if self._waiter is None:
+            if self.on_changed is not None:
+                self.on_changed()
+        elif not self._waiter.done():
             self._waiter.set_result(None)
-
-    def _tell(self) -> None:
-        """Nothing more will come. Who waits finds that out without being told."""
-        told, self.on_over = self.on_over, None
-        if told is not None and self._waiter is None:
-            told()
 
     def _ended(self, *, clean: bool) -> None:
         if self.answer is not None and not (clean and self.answer.end()):
@@ -343,8 +338,6 @@ class Connection(asyncio.Protocol):
         if self.answer.untaken > MAX_UNTAKEN and not self.paused and self._transport is not None:
             self.paused = True
             self._transport.pause_reading()
-        if self.answer.done:
-            self._tell()
         self._wake()
 
     def eof_received(self) -> None:

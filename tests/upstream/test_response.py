@@ -48,7 +48,7 @@ async def test_who_asks_is_told_when_an_answer_is_whole_while_nobody_reads() -> 
     async with speaking(ending(end)) as instance, reaching(instance.url) as upstream:
         with await upstream.open(POST, connect=5, first=5) as response:
             assert await response.read() == b"hello"
-            response.when_over(told.set)
+            response.when_changed(told.set)
             assert not response.whole
             end.set()
             async with asyncio.timeout(5):
@@ -64,7 +64,7 @@ async def test_a_reader_that_waits_is_given_the_end_and_nobody_is_told_of_it() -
     end, told = asyncio.Event(), asyncio.Event()
     async with speaking(ending(end)) as instance, reaching(instance.url) as upstream:
         with await upstream.open(POST, connect=5, first=5) as response:
-            response.when_over(told.set)
+            response.when_changed(told.set)
             assert await response.read() == b"hello"
             reader = asyncio.ensure_future(response.read_all(100))
             await asyncio.sleep(0)
@@ -84,7 +84,7 @@ async def test_an_answer_that_was_left_tells_nobody_of_the_next_one_on_its_conne
     async with speaking(script) as instance, reaching(instance.url) as upstream:
         with await upstream.open(POST, connect=5, first=5) as left:
             assert await left.read_all(100) == b"hello"
-        left.when_over(told.set)
+        left.when_changed(told.set)
         with await upstream.open(POST, connect=5, first=5) as response:
             assert response.reused
             end.set()
@@ -102,7 +102,7 @@ async def test_who_asks_is_told_when_an_answer_breaks_off_while_nobody_reads_and
 
     async with speaking(cut) as instance, reaching(instance.url) as upstream:
         with await upstream.open(POST, connect=5, first=5) as response:
-            response.when_over(told.set)
+            response.when_changed(told.set)
             response.check()
             assert not response.over
             end.set()
@@ -117,7 +117,7 @@ async def test_who_asks_is_told_when_an_answer_breaks_off_while_nobody_reads_and
 async def test_a_whole_answer_is_sound_whatever_becomes_of_its_connection() -> None:
     async with speaking(once(HELLO)) as instance, reaching(instance.url) as upstream:
         with await upstream.open(POST, connect=5, first=5) as response:
-            await until(lambda: response._connection.lost)
+            await until(lambda: response._connection.failed)
             assert (response.over, response.whole) == (True, True)
             response.check()
             assert await response.read_all(100) == b"hello"
