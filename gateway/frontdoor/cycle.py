@@ -201,7 +201,7 @@ class Cycle:
         """A piece of the body. Raises RuntimeError where none is to be sent now."""
         if self.gone:
             return
-        if self._chunked and not self._head and not self.complete and data:
+        if self._chunked and data and not (self._head or self.complete):
             self._wire.write(b"%x\r\n%b\r\n" % (len(data), data))
         else:
             self._send(data, more=True)

@@ -107,12 +107,13 @@ class Response:
     @property
     def waits(self) -> bool:
         """The instance has yet to say more, and all it said was read."""
-        return not (self._answer.untaken or self.over)
+        answer = self._answer
+        return not (answer.untaken or answer.done or self._closed or self._connection.failure)
 
     @property
     def over(self) -> bool:
         """Nothing more will come: it is whole, or broken off. What came may be unread yet."""
-        return self._answer.done or self._closed or self._connection.failed
+        return self._answer.done or self._closed or self._connection.failure is not None
 
     def check(self) -> None:
         """Raise what it broke off with, if it did before it was whole."""
@@ -164,7 +165,7 @@ class Response:
     def unread(self) -> bytes:
         """All of the body that came since the last read, without waiting for any."""
         data = self._answer.take()
-        if not self._closed:
+        if self._connection.paused and not self._closed:
             self._connection.resume()
         return data
 

@@ -117,7 +117,7 @@ async def test_who_asks_is_told_when_an_answer_breaks_off_while_nobody_reads_and
 async def test_a_whole_answer_is_sound_whatever_becomes_of_its_connection() -> None:
     async with speaking(once(HELLO)) as instance, reaching(instance.url) as upstream:
         with await upstream.open(POST, connect=5, first=5) as response:
-            await until(lambda: response._connection.failed)
+            await until(lambda: response._connection.failure is not None)
             assert (response.over, response.whole) == (True, True)
             response.check()
             assert await response.read_all(100) == b"hello"
