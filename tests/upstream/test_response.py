@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from gateway.errors import BadAnswer, ConnectionLost
-from gateway.upstream.connection import Connection
+from gateway.upstream import Request
+from gateway.upstream.connection import MAX_UNTAKEN, Connection
 from tests.upstream.scripted import (
     CHUNKED,
     HELLO,
@@ -121,6 +122,40 @@ async def test_a_whole_answer_is_sound_whatever_becomes_of_its_connection() -> N
             assert (response.over, response.whole) == (True, True)
             response.check()
             assert await response.read_all(100) == b"hello"
+
+
+async def test_what_is_taken_without_waiting_lets_an_instance_go_on_that_was_made_to_wait() -> None:
+    large = b"%x\r\n%b\r\n" % (MAX_UNTAKEN, b"z" * MAX_UNTAKEN)
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(STARTED + large + large + END)
+
+    async with speaking(script) as instance, reaching(instance.url) as upstream:
+        with await upstream.open(POST, connect=5, first=5) as response:
+            await until(lambda: response._connection.paused)
+            taken = b""
+            while not response.whole or not response.over:
+                taken += response.unread()
+                await asyncio.sleep(0)
+            assert len(taken + response.unread()) == len(b"hello") + 2 * MAX_UNTAKEN
+
+
+async def test_an_instance_is_waited_for_when_all_it_said_was_read_and_it_has_more_to_say() -> None:
+    end = asyncio.Event()
+    async with speaking(ending(end)) as instance, reaching(instance.url) as upstream:
+        with await upstream.open(POST, connect=5, first=5) as response:
+            await until(lambda: response._answer.untaken > 0)
+            assert not response.waits, "something is unread"
+            assert response.unread() == b"hello"
+            assert response.waits
+            end.set()
+            await until(lambda: response.whole)
+            assert not response.waits, "it is over"
+
+
+def test_a_request_in_a_log_or_a_traceback_does_not_show_what_it_asks() -> None:
+    assert "secret" not in repr(Request(b"POST", b"/v1/chat/completions", body=b"secret"))
 
 
 # Left
