@@ -35,8 +35,11 @@ class Block:
         # As asyncio.timeout does it: a cancellation of ours becomes our exception, another's stays what it is.
         if self._cause is not None and task is not None:
             others = task.uncancel() > self._cancelling
-            if not others and kind is asyncio.CancelledError:
-                raise self._cause from error
+            try:
+                if not others and kind is asyncio.CancelledError:
+                    raise self._cause from error
+            finally:
+                self._cause = None  # it knows the frames it is raised through, and they know us
 
     def over(self) -> None:
         """Called at its end, or before: from now on nothing is to end it."""

@@ -266,7 +266,7 @@ def _settle() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 50, 1000)
+    gc.set_threshold(20_000, 20, 20)
 
 
 async def _announce(engine: Engine, server: Server) -> None:

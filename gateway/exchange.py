@@ -85,6 +85,7 @@ class Exchange:
         record = self._record
         record.upstream = self._now() - self._sent_at  # once more: what a slow client takes is no time of ours
         record.usage = self._reader.usage
+        self._broken = self._failure = None  # they know the frames they were raised through, and those know us
         self._limit.__exit__(kind, error, trace)
 
     @property

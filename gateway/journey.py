@@ -166,7 +166,10 @@ class Journey:
                 result = "tried" if allowed else "budget_denied" if again else "exhausted"
                 self.means.metrics.retries(self.record.route, error.reason, result).inc()
             if not allowed:
-                raise self._final(error)
+                try:
+                    raise self._final(error)
+                finally:
+                    del error  # it knows this frame
             if pause:
                 await asyncio.sleep(pause)
 

@@ -110,9 +110,10 @@ class Cycle:
             await app(self.scope, self.receive, self.send)
         except Exception:
             log.exception("call.defect")
-        self.scope["extensions"].clear()  # it points back at us; this spares the collector the circle
         if not self.complete and not self.gone:
             self._wire.abort()  # half a response must not look like a whole one
+        self.scope["extensions"].clear()  # it points back at us, as does the connection: this spares the collector both
+        del self._wire
 
     # from the client
 
