@@ -202,17 +202,17 @@ class Messages:
 def _images(content: Raw, path: str, *, within: bool = False) -> int:
     """How many images there are, those in the results of tools included; a result holds no other result.
 
-    Raises InvalidCall for content of no known kind, and for images that would have to be fetched.
+    Raises InvalidCall for content of no known kind, and for images or documents that would have to be fetched.
     """
     count = 0
     for place, block in enumerate(_blocks(content, path)):
         if block.type == "tool_result" and not within:
             count += _images(block.content, f"{path}[{place}].content", within=True)
+        elif block.source is not None and block.source.type == "url":
+            what = "images" if block.type == "image" else "documents"
+            raise InvalidCall(f"{path}[{place}].source: {what} must be base64; the gateway fetches none", param=path)
         elif block.type == "image":
             count += 1
-            if block.source is not None and block.source.type == "url":
-                message = f"{path}[{place}].source: images must be base64; the gateway fetches none"
-                raise InvalidCall(message, param=path)
     return count
 
 

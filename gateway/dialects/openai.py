@@ -73,9 +73,11 @@ class Message(Struct, gc=False):
 class Part(Struct, gc=False):
     type: str
     image_url: Raw = NULL
+    video_url: Raw = NULL  # these two are no Ollama's, but other servers would fetch what they name
+    audio_url: Raw = NULL
 
 
-class ImageUrl(Struct, gc=False):
+class MediaUrl(Struct, gc=False):
     url: Raw = NULL
 
 
@@ -115,7 +117,8 @@ class Finished(Struct, gc=False):
 
 _FINISHED = msgspec.json.Decoder(Finished)
 _PARTS = msgspec.json.Decoder(list[Part])
-_IMAGE_URL = msgspec.json.Decoder(ImageUrl)
+_MEDIA_URL = msgspec.json.Decoder(MediaUrl)
+_MEDIA = {"image_url": "images", "video_url": "videos", "audio_url": "audio"}
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _TEXT = msgspec.json.Decoder(str)
 
@@ -286,23 +289,27 @@ def _shows_images(message: Message, place: int) -> bool:
         parts = _PARTS.decode(message.content)
     except json.UNREADABLE as problem:
         raise complaint(str(problem), path) from None
-    images = [part for part in parts if part.type == "image_url"]
-    for image in images:
-        _check_image(image, path)
-    return bool(images)
+    for part in parts:
+        named: dict[str, Raw] = {"image_url": part.image_url, "video_url": part.video_url, "audio_url": part.audio_url}
+        for name, url in named.items():
+            if part.type == name or first_byte(url) != b"n":
+                _check_url(name, url, path)
+    return any(part.type == "image_url" for part in parts)
 
 
-def _check_image(part: Part, path: str) -> None:
-    """Ollama fetches nothing (ollama.md §3.3), and neither do we: what a client names is never our destination."""
-    url = part.image_url
+def _check_url(kind: str, url: Raw, path: str) -> None:
+    """Nothing is fetched for a client, neither by us nor by Ollama (ollama.md §3.3) nor by another server behind us.
+
+    So only what carries its own data passes: no scheme that is not named here can be one that somebody follows.
+    """
     try:
         if first_byte(url) == b"{":
-            url = _IMAGE_URL.decode(url).url
+            url = _MEDIA_URL.decode(url).url
         head = bytes(memoryview(url)[:6])
-        if head != b'"data:' and _TEXT.decode(url).strip().lower().startswith(("http:", "https:")):
-            raise InvalidCall(f"{path}: images must be data: URLs; the gateway fetches none", param=path)
+        if head != b'"data:' and not _TEXT.decode(url).strip().lower().startswith("data:"):
+            raise InvalidCall(f"{path}: {_MEDIA[kind]} must be data: URLs; the gateway fetches none", param=path)
     except json.UNREADABLE:
-        raise InvalidCall(f"{path}: image_url must be a string or an object with a url", param=path) from None
+        raise InvalidCall(f"{path}: {kind} must be a string or an object with a url", param=path) from None
 
 
 def decoded(body: bytes) -> Finished:

@@ -67,6 +67,7 @@ class _Item(Struct, gc=False):
 class _Part(Struct, gc=False):
     type: str | None = None
     image_url: str | None = None
+    file_url: str | None = None
 
 
 class _Response(Struct, gc=False):
@@ -268,18 +269,19 @@ def _items(given: Raw) -> list[_Item]:
 
 
 def _images(item: _Item, path: str) -> int:
-    """How many images one item holds, in its content or in a tool's output. Raises InvalidCall for remote ones."""
+    """How many images one item holds, in its content or in a tool's output. Raises InvalidCall for what is remote."""
     count = 0
     for name, parts in (("content", item.content), ("output", item.output)):
         if first_byte(parts) != b"[":
             continue
         try:
-            images = [part for part in _PARTS.decode(parts) if part.type == "input_image"]
+            media = _PARTS.decode(parts)
         except json.UNREADABLE as problem:
             raise complaint(str(problem), f"{path}.{name}") from None
-        count += len(images)
-        if any(not (image.image_url or "data:").lower().startswith("data:") for image in images):
-            message = f"{path}.{name}: images must be data: URLs; the gateway fetches none"
+        count += sum(part.type == "input_image" for part in media)
+        urls = [url for part in media for url in (part.image_url, part.file_url) if url]
+        if not all(url.lower().startswith("data:") for url in urls):
+            message = f"{path}.{name}: images and files must be data: URLs; the gateway fetches none"
             raise InvalidCall(message, param=f"{path}.{name}")
     return count
 

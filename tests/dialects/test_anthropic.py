@@ -74,6 +74,7 @@ def test_tools_and_images_are_needs_wherever_the_images_are() -> None:
         ({"messages": [{"role": "user", "content": 3}]}, r"messages\[0\]\.content"),
         ({"messages": user("x")}, r"messages\[0\]\.content\[0\]"),
         ({"messages": user({"type": "image", "source": {"type": "url", "url": "https://host/a"}})}, "fetches none"),
+        ({"messages": user({"type": "document", "source": {"type": "url", "url": "https://host/a"}})}, "documents"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"stream": 1}, "stream"),
         ({"tools": "x"}, "tools"),

@@ -57,13 +57,28 @@ def test_an_image_needs_eyes_in_whichever_message_it_is(url: Any) -> None:
     assert openai.CHAT.read(encoded(CHAT, messages=[image(url), HELLO])).needs == {"vision"}
 
 
-@pytest.mark.parametrize("url", ["http://host/a.png", "https://host/a.png", " HTTPS://host", "http:host"])
+@pytest.mark.parametrize(
+    "url", ["http://host/a.png", " HTTPS://host", "http:host", "file:///a", "ftp://host/a", "//host/a", "a", ""]
+)
 @pytest.mark.parametrize("shape", [lambda url: url, lambda url: {"url": url, "detail": "low"}])
 def test_images_are_not_fetched(url: str, shape: Any) -> None:
     with pytest.raises(InvalidCall, match="must be data: URLs") as refusal:
         openai.CHAT.read(encoded(CHAT, messages=[HELLO, image(shape(url))]))
 
     assert refusal.value.param == "messages[1].content"
+
+
+@pytest.mark.parametrize("kind", ["image_url", "video_url", "audio_url"])
+@pytest.mark.parametrize("type_", ["same", "text", "input_image"])
+def test_no_part_names_anything_to_be_fetched_whatever_it_calls_itself(kind: str, type_: str) -> None:
+    part = {"type": kind if type_ == "same" else type_, "text": "x", kind: {"url": "http://host/a"}}
+    with pytest.raises(InvalidCall, match="fetches none"):
+        openai.CHAT.read(encoded(CHAT, messages=[{"role": "user", "content": [part]}]))
+
+
+def test_a_part_of_text_may_say_that_it_has_no_image() -> None:
+    part = {"type": "text", "text": "x", "image_url": None}
+    assert openai.CHAT.read(encoded(CHAT, messages=[{"role": "user", "content": [part]}])).needs == frozenset()
 
 
 @pytest.mark.parametrize("url", [None, {}, 1, [], {"url": None}])

@@ -98,6 +98,8 @@ def test_tools_and_images_are_needs_wherever_the_images_are() -> None:
         ({"input": ["x"]}, "input[0]"),
         ({"input": [{"content": [3]}]}, "input[0].content[0]"),
         ({"input": [{"content": [{"type": "input_image", "image_url": "https://host/a.png"}]}]}, "input[0].content"),
+        ({"input": [{"content": [{"type": "input_file", "file_url": "file:///a"}]}]}, "input[0].content"),
+        ({"input": [{"content": [{"type": "input_text", "image_url": "http://host"}]}]}, "input[0].content"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"tools": {}}, "tools"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
