@@ -299,7 +299,7 @@ def _check_image(part: Part, path: str) -> None:
         if first_byte(url) == b"{":
             url = _IMAGE_URL.decode(url).url
         head = bytes(memoryview(url)[:6])
-        if head != b'"data:' and _TEXT.decode(url).strip().lower().startswith(("http:", "https:")):
+        if head != b'"data:' and not _TEXT.decode(url).strip().lower().startswith("data:"):
             raise InvalidCall(f"{path}: images must be data: URLs; the gateway fetches none", param=path)
     except json.UNREADABLE:
         raise InvalidCall(f"{path}: image_url must be a string or an object with a url", param=path) from None
