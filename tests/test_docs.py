@@ -19,6 +19,9 @@ from tests.test_cli import LIMIT, run, serving
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
+FAULTS = {"U": 16, "S": 8, "C": 12, "Q": 7, "L": 8, "B": 17}  # of the fault matrix, by the letter of their rows
+LATER = {"B12", "B15"}
 
 
 def blocks(language: str) -> list[str]:
@@ -142,6 +145,17 @@ def test_every_event_we_log_is_documented() -> None:
     assert events
     for event in events:
         assert f"`{event}`" in REFERENCE, f"{event} is not documented"
+
+
+def test_every_fault_has_a_line_that_names_the_files_that_hold_it_and_all_of_them_have_tests() -> None:
+    lines = re.findall(r"^\| ([USCQLB]\d+) \| [^|]+ \| ([^|]+) \|$", RELIABILITY, re.MULTILINE)
+    rows = {f"{letter}{number}" for letter, count in FAULTS.items() for number in range(1, count + 1)} - LATER
+    assert sorted(row for row, _ in lines) == sorted(rows)
+    for row, files in lines:
+        names = re.findall(r"`([^`]+)`", files)
+        assert names, row
+        for name in names:
+            assert re.search(r"^(async )?def test_", (ROOT / "tests" / name).read_text(), re.MULTILINE), (row, name)
 
 
 @pytest.mark.parametrize("word", ["backend", "tmp/", "localhost:1143"])

@@ -403,7 +403,10 @@ class Protocol(asyncio.Protocol):
         self._deaf = True
         if self.transport is not None and self._closes_by == math.inf:
             self._closes_by = self._loop.time() + LINGER
-            self.transport.write_eof()
+            try:
+                self.transport.write_eof()
+            except OSError:  # it is gone already, which nobody has been told yet
+                self.transport.abort()
 
     # time, and what was refused
 
