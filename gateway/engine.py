@@ -25,8 +25,9 @@ from gateway.errors import ConfigError, ConnectFailed, Exhausted
 from gateway.instances import Contents, Instance, MakeOrder, Pool, watch
 from gateway.journey import Means, RetryBudget, Setting
 from gateway.lists import Shows, Virtual
-from gateway.log import catch_up, lines_lost
-from gateway.metrics import MAX_CHILDREN, BreakerReading, InstanceReading, Metrics, Reading
+from gateway.meters import MAX_CHILDREN
+from gateway.metrics import BreakerReading, InstanceReading, Metrics, Reading
+from gateway.outlet import catch_up, lines_lost
 from gateway.upstream import Health, Prober, Upstream
 
 FIRST_LOOK = 1.0  # seconds that start waits for the instances to answer

@@ -10,8 +10,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
+from gateway.block import TimeLimit
 from gateway.call import JSON, Call, Candidate, Plan, Priority, Record, Reply, model_key
 from gateway.catalog import Catalog
 from gateway.config import Config, RouteConfig, Timeouts
@@ -136,11 +138,8 @@ class Journey:
 
     async def fetch(self) -> Reply:
         """A finished answer from whichever candidate gives one. Raises GatewayError."""
-        try:
-            async with asyncio.timeout(self.limits.total):
-                return await self.attempts(self._whole)
-        except TimeoutError as error:
-            raise CallTimeout(self.limits.total) from error
+        with TimeLimit(self.limits.total, partial(CallTimeout, self.limits.total)):
+            return await self.attempts(self._whole)
 
     async def attempts(self, work: Callable[[Lease, ExitStack], Awaitable[T]]) -> T:
         """Run `work` with a lease until it succeeds or nothing is left to try. Raises GatewayError.
@@ -167,7 +166,10 @@ class Journey:
                 result = "tried" if allowed else "budget_denied" if again else "exhausted"
                 self.means.metrics.retries(self.record.route, error.reason, result).inc()
             if not allowed:
-                raise self._final(error)
+                try:
+                    raise self._final(error)
+                finally:
+                    del error  # it knows this frame
             if pause:
                 await asyncio.sleep(pause)
 

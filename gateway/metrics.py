@@ -2,7 +2,7 @@
 
 What happens is counted where it happens, on children bound once. What *is* (in flight, limits, the line) is read at
 the scrape, so it costs a call nothing and leaves with its instance. Label values come from closed sets; each family
-holds at most `MAX_CHILDREN` label sets, and what is beyond lands in one child labelled `other`.
+has a cap on its label sets (`gateway.meters`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -21,9 +22,9 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from gateway.call import Record
+from gateway.call import Record, Usage
+from gateway.meters import Count, Counters, Gauges, Histograms, Spread
 
-MAX_CHILDREN = 2000
 TURNED_AWAY = frozenset({"line_full", "line_timeout", "deadline", "no_instance", "draining", "body_too_large", "auth"})
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -33,28 +34,8 @@ PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2
 WAITS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 OVERHEADS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
 
-Child = TypeVar("Child", bound=MetricWrapperBase)
-
-
-class Family(Generic[Child]):
-    """One metric and its children, each bound the first time it is asked for."""
-
-    def __init__(self, metric: Child, overflow: Counter) -> None:
-        self._metric = metric
-        self._overflow = overflow
-        self._children: dict[tuple[str, ...], Child] = {}
-
-    def __call__(self, *labels: str) -> Child:
-        child = self._children.get(labels)
-        return child if child is not None else self._bind(labels)
-
-    def _bind(self, labels: tuple[str, ...]) -> Child:
-        if len(self._children) >= MAX_CHILDREN:
-            self._overflow.inc()
-            return self._metric.labels(*("other" for _ in labels))
-        child = self._metric.labels(*labels)
-        self._children[labels] = child
-        return child
+Plain = TypeVar("Plain", bound=MetricWrapperBase)
+Registered = TypeVar("Registered", bound=Collector)
 
 
 class BreakerReading(NamedTuple):
@@ -317,28 +298,31 @@ class Metrics:
         self.requests(operation, route, model, str(record.status), "true" if record.stream else "false").inc()
         self.duration(operation, route, model).observe(duration)
         if record.reason:
-            self.errors(route, record.reason).inc()
-            if record.interrupted:
-                self.interruptions(route, record.reason).inc()
-            if not record.attempts and record.reason in TURNED_AWAY:
-                self.rejections(route, record.reason).inc()
+            self._failed(record, route)
         if record.cache:
             self.cache(route, record.cache).inc()
-        if record.attempts or record.waited:
-            left = "left" if record.reason == "client_cancelled" else "refused"
-            self.line_wait(route, "granted" if record.attempts else left).observe(record.waited)
+        if record.attempts:
+            self.line_wait(route, "granted").observe(record.waited)
+        elif record.waited:
+            self.line_wait(route, "left" if record.reason == "client_cancelled" else "refused").observe(record.waited)
         if record.first_token is not None:
             self.first_token(route, model).observe(record.first_token)
             self.overhead(operation).observe(max(0.0, duration - record.waited - record.upstream))
-        self._tokens(record, route, model)
+        if record.usage is not None:
+            self._tokens(record, record.usage, route, model)
 
-    def _tokens(self, record: Record, route: str, model: str) -> None:
-        if record.usage is None:
-            return
-        self.tokens(route, model, "input").inc(record.usage.input)
-        self.tokens(route, model, "output").inc(record.usage.output)
-        if record.stream and record.usage.output > 1 and record.tokens_span > 0:
-            self.per_token(record.instance, model).observe(record.tokens_span / (record.usage.output - 1))
+    def _failed(self, record: Record, route: str) -> None:
+        self.errors(route, record.reason).inc()
+        if record.interrupted:
+            self.interruptions(route, record.reason).inc()
+        if not record.attempts and record.reason in TURNED_AWAY:
+            self.rejections(route, record.reason).inc()
+
+    def _tokens(self, record: Record, usage: Usage, route: str, model: str) -> None:
+        self.tokens(route, model, "input").inc(usage.input)
+        self.tokens(route, model, "output").inc(usage.output)
+        if record.stream and usage.output > 1 and record.tokens_span > 0:
+            self.per_token(record.instance, model).observe(record.tokens_span / (usage.output - 1))
 
     async def exposition(self, now: float) -> bytes:
         """The text a scraper reads, rendered off the event loop; at most once a second. `now` in seconds."""
@@ -355,15 +339,19 @@ class Metrics:
             self._at_scrape.reading = reading
             return generate_latest(self.registry)
 
-    def _counter(self, name: str, words: str, *labels: str) -> Family[Counter]:
-        return Family(Counter(name, words, labels, registry=self.registry), self.overflow)
+    def _counter(self, name: str, words: str, *labels: str) -> Counters:
+        return self._registered(Counters(name, words, labels, Count, self.overflow.inc))
 
-    def _gauge_family(self, name: str, words: str, *labels: str) -> Family[Gauge]:
-        return Family(Gauge(name, words, labels, registry=self.registry), self.overflow)
+    def _gauge_family(self, name: str, words: str, *labels: str) -> Gauges:
+        return self._registered(Gauges(name, words, labels, Count, self.overflow.inc))
 
-    def _histogram(self, name: str, words: str, buckets: tuple[float, ...], *labels: str) -> Family[Histogram]:
-        return Family(Histogram(name, words, labels, registry=self.registry, buckets=buckets), self.overflow)
+    def _histogram(self, name: str, words: str, buckets: tuple[float, ...], *labels: str) -> Histograms:
+        return self._registered(Histograms(name, words, labels, partial(Spread, buckets), self.overflow.inc))
 
-    def _plain(self, kind: type[Child], name: str, words: str, buckets: tuple[float, ...] | None = None) -> Child:
+    def _registered(self, family: Registered) -> Registered:
+        self.registry.register(family)
+        return family
+
+    def _plain(self, kind: type[Plain], name: str, words: str, buckets: tuple[float, ...] | None = None) -> Plain:
         extra: dict[str, Any] = {"buckets": buckets} if buckets else {}
         return kind(name, words, registry=self.registry, **extra)

@@ -255,7 +255,7 @@ class House:
             "exchanges": sum(one.upstream.busy for one in self.engine._attached.values()),
             "present": len(self.app.crowd),
             "requests": len(self.server.server_state.tasks),
-            "in flight": sum(one._value.get() for one in self.engine.metrics.in_flight._children.values()),
+            "in flight": sum(one.value for one in self.engine.metrics.in_flight._children.values()),
             "left by their other end": len(self._left_open()),
             "idle connections too many": sum(
                 max(0, one.upstream.idle - one.upstream._max_idle) for one in self.engine._attached.values()

@@ -29,9 +29,9 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("upstream", "cache"),
     ("routing",),
     ("dialects",),
-    ("wire", "metrics", "log", "offload"),
+    ("wire", "metrics", "log", "offload", "block"),
     ("config",),
-    ("call",),
+    ("call", "meters", "outlet"),
     ("errors",),
 )
 BESIDE = {"simulator": {"wire"}, "": set[str]()}  # the simulator stands beside the house; "" is the version

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from gateway.call import Call, Record, Usage, Wish
 from gateway.config import LogConfig
 from gateway.dialects import openai
-from gateway.log import MAX_KEPT, MAX_TEXT, call_facts, catch_up, configure, lines_lost
+from gateway.log import MAX_TEXT, call_facts, configure
+from gateway.outlet import MAX_KEPT, catch_up, lines_lost
 
 LIBRARIES = ("", "httpx", "asyncio", "uvicorn")
 

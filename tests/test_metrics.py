@@ -13,7 +13,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from gateway import metrics as published
+from gateway import meters
 from gateway.call import Record, Usage
 from gateway.metrics import STATES, InstanceReading, Metrics, Reading
 
@@ -74,7 +74,7 @@ def test_a_child_is_bound_once(metrics: Metrics) -> None:
 
 
 def test_label_sets_beyond_the_cap_are_counted_as_other(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published, "MAX_CHILDREN", 3)
+    monkeypatch.setattr(meters, "MAX_CHILDREN", 3)
     for count in range(10):
         metrics.requests("chat", "r", f"model-{count}", "200", "false").inc()
     counted = changes(metrics)
@@ -86,7 +86,7 @@ def test_label_sets_beyond_the_cap_are_counted_as_other(metrics: Metrics, monkey
 def test_beyond_the_cap_those_that_were_there_are_still_counted_apart(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(published, "MAX_CHILDREN", 1)
+    monkeypatch.setattr(meters, "MAX_CHILDREN", 1)
     for name in ("first", "second", "first"):
         metrics.evictions(name).inc()
     assert value(metrics, "gateway_cache_evictions_total", reason="first") == 2
@@ -94,20 +94,20 @@ def test_beyond_the_cap_those_that_were_there_are_still_counted_apart(
 
 
 def test_no_client_grows_a_family_beyond_its_cap(metrics: Metrics) -> None:
-    for count in range(published.MAX_CHILDREN + 500):
+    for count in range(meters.MAX_CHILDREN + 500):
         metrics.tokens("r", f"model-{count}", "input").inc()
-    assert len(changes(metrics)["gateway_tokens_total"]) == published.MAX_CHILDREN + 1
+    assert len(changes(metrics)["gateway_tokens_total"]) == meters.MAX_CHILDREN + 1
 
 
 def test_each_family_has_a_cap_of_its_own(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published, "MAX_CHILDREN", 1)
+    monkeypatch.setattr(meters, "MAX_CHILDREN", 1)
     metrics.evictions("ttl").inc()
     metrics.probes("alpha", "ok").inc()
     assert value(metrics, "gateway_metric_overflow_total") == 0
 
 
 def test_what_goes_up_beyond_the_cap_comes_down_again(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published, "MAX_CHILDREN", 0)
+    monkeypatch.setattr(meters, "MAX_CHILDREN", 0)
     metrics.in_flight("chat").inc()
     metrics.in_flight("chat").dec()
     assert value(metrics, "gateway_requests_in_flight", operation="other") == 0
@@ -127,9 +127,8 @@ async def test_every_series_of_ours_has_the_prefix_and_words_of_help(metrics: Me
 
 
 def test_every_family_declared_is_published(metrics: Metrics) -> None:
-    declared = {
-        attribute._metric._name for attribute in vars(metrics).values() if isinstance(attribute, published.Family)
-    }
+    families = [family for family in vars(metrics).values() if isinstance(family, meters.Family)]
+    declared = {family.name.removesuffix("_total") for family in families}
     assert declared <= {family.name for family in metrics.registry.collect()}
     assert all(name.startswith("gateway_") for name in declared)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import parse_qs
 
 import structlog
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.api.cors import Cors, Headers
 from gateway.api.keys import Keys
+from gateway.api.presence import EXTENSION, Client
 from gateway.api.relay import send_error
 from gateway.api.routes import Entry, Surface, locate
 from gateway.call import Record
@@ -28,20 +29,7 @@ from gateway.wire import ascii_value, sane_request_id
 CLIENT_LEFT = 499  # nginx's status for a client that hung up: seen in logs and metrics only
 
 
-Noted = dict[bytes, bytes]
-
-_NOTED = frozenset(
-    {
-        b"x-request-id",
-        b"x-client-request-id",
-        b"x-task-type",
-        b"origin",
-        b"sec-fetch-site",
-        b"upgrade",
-        b"access-control-request-headers",
-        b"access-control-request-private-network",
-    }
-)
+Noted = Mapping[bytes, bytes]
 
 
 class Guard:
@@ -56,7 +44,7 @@ class Guard:
         self._lifespan = lifespan
         self._config = config
         self._use(config())
-        self._log = structlog.get_logger("gateway.access")
+        self._log = structlog.get_logger("gateway.access").bind()  # once: it costs as much as a line
         self.closing = False  # shutting down: connections are not kept
 
     def _use(self, config: Config) -> None:
@@ -69,9 +57,9 @@ class Guard:
         if (config := self._config()) is not self._used:
             self._use(config)
         now = asyncio.get_running_loop().time
-        noted = _noted(scope)
+        noted: Noted = dict(reversed(scope["headers"]))  # by lower-case name; of several the first
         record = Record(request_id=_request_id(noted), arrived=now(), method=scope["method"])
-        scope["gateway.record"] = record
+        scope["gateway.record"], scope["gateway.headers"] = record, noted
         answered = Answered(send, scope, noted, self._used, closing=self.closing)
         if b"origin" in noted:
             answered.more += self._cors.headers(noted[b"origin"])
@@ -136,7 +124,10 @@ class Guard:
 
 
 class Answered:
-    """`send`, which adds what every response carries and notes its status. `more` are headers known by now."""
+    """`send`, and the client beside it, which add what every response carries and note its status.
+
+    `more` are headers known by now.
+    """
 
     def __init__(self, send: Send, scope: Scope, noted: Noted, config: Config, *, closing: bool) -> None:
         self._send = send
@@ -146,18 +137,32 @@ class Answered:
         self._record: Record = scope["gateway.record"]
         self.more: Headers = [(b"connection", b"close")] if closing else []
         self.started = False
+        extensions = scope.get("extensions", {})
+        if (client := extensions.get(EXTENSION)) is not None:
+            extensions[EXTENSION] = self
+            self._client: Client = client
+            self.push, self.end = client.push, client.end
+            self.watch, self.room = client.watch, client.room
+
+    @property
+    def whole_body(self) -> bytes | None:
+        return self._client.whole_body
+
+    def start(self, status: int, headers: Headers) -> None:
+        self._client.start(status, self._begun(status, headers))
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.started = True
-            self._record.status = message["status"]
-            message = {**message, "headers": [*message["headers"], *self._told(message["status"]), *self.more]}
+            message = {**message, "headers": self._begun(message["status"], message["headers"])}
         await self._send(message)
 
-    def _told(self, status: int) -> Headers:
+    def _begun(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+        """All headers of the response that begins with these."""
+        self.started = True
         record = self._record
+        record.status = status
         request_id = record.request_id.encode()
-        headers = [(b"x-request-id", request_id)]
+        headers = [*headers, *self.more, (b"x-request-id", request_id)]
         if record.dialect == "anthropic":
             headers.append((b"request-id", request_id))
         if status == Unauthenticated.status:
@@ -194,19 +199,10 @@ def task_told(scope: Scope, noted: Noted, record: Record, config: Config) -> str
     return f"{record.task}; from={named[0][0]}" + (f"; ignored={','.join(others)}" if others else "")
 
 
-def _noted(scope: Scope) -> Noted:
-    """The few headers that are looked at for every request; the first of several counts."""
-    noted: Noted = {}
-    for name, value in scope["headers"]:
-        if name in _NOTED:
-            noted.setdefault(name, value)
-    return noted
-
-
 def _request_id(noted: Noted) -> str:
     """The client's own, if it is one that can be written anywhere; else a new one."""
     own = noted.get(b"x-request-id") or noted.get(b"x-client-request-id") or b""
-    return sane_request_id(own) or secrets.token_hex(8)
+    return (sane_request_id(own) if own else None) or secrets.token_hex(8)
 
 
 def _exhausted(error: Exception) -> bool:

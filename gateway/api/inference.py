@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 from starlette.types import Receive, Scope, Send
 
 from gateway.api.keys import caller
-from gateway.api.presence import Crowd, Stay
+from gateway.api.presence import Crowd, Stay, client_of
 from gateway.api.relay import relay_reply, relay_stream, send_body
 from gateway.call import Call, Operation, Priority, Record, Wish
 from gateway.config import Config
@@ -17,7 +17,7 @@ from gateway.dialects import anthropic
 from gateway.dispatch import Dispatch
 from gateway.engine import Engine
 from gateway.errors import BodyTooLarge, ClientLeft, InvalidCall, LineFull
-from gateway.offload import sized
+from gateway.offload import LARGE, sized
 from gateway.routing import HINTS, split_alias
 from gateway.wire import encoding, response_headers
 
@@ -27,6 +27,7 @@ MAX_TASK = 64  # characters of a task's name
 _TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")  # seconds
 
 Choose = Callable[[bytes], Operation]
+Named = Mapping[bytes, bytes]  # headers by lower-case name; of several the first
 
 
 class Inference:
@@ -41,20 +42,20 @@ class Inference:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record: Record = scope["gateway.record"]
         config = self._engine.config
-        headers = _headers(scope)
-        body = await self._intake.read(headers, receive)
-        operation = await sized(len(body), self._choose, body)
+        body = await self._intake.read(scope, receive)
+        operation = self._choose(body) if len(body) <= LARGE else await sized(len(body), self._choose, body)
         record.operation, record.dialect = operation.name, operation.dialect
-        wish = await sized(len(body), operation.read, body)
+        wish = operation.read(body) if len(body) <= LARGE else await sized(len(body), operation.read, body)
         record.stream, record.asked = wish.stream, wish.model
-        call = _call(scope, headers, operation, wish, body, record, self._engine.route_headers, config)
+        call = _call(scope, operation, wish, body, record, self._engine.route_headers, config)
         dispatch: Dispatch = self._engine.dispatch
+        client = client_of(scope)
         if wish.stream:
             await relay_stream(
-                dispatch, call, record, receive=receive, send=send, crowd=self._crowd, config=config.stream
+                dispatch, call, record, client=client, send=send, crowd=self._crowd, config=config.stream
             )
         else:
-            await relay_reply(dispatch, call, record, receive=receive, send=send, crowd=self._crowd)
+            await relay_reply(dispatch, call, record, client=client, crowd=self._crowd)
 
 
 class Intake:
@@ -65,16 +66,34 @@ class Intake:
         self._crowd = crowd
         self.held = 0  # bytes of bodies that are not complete yet
 
-    async def read(self, headers: Mapping[str, str], receive: Receive) -> bytes:
-        """The whole body, inflated where it came compressed.
+    async def read(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body, inflated where it came compressed; the same one when it is asked for again.
 
         Raises BodyTooLarge beyond `server.max_body`, before or after that, UnsupportedEncoding, InvalidCall, LineFull,
         ClientLeft, ShuttingDown.
         """
-        coding, limit = encoding.named(headers.get("content-encoding", "")), self._engine.config.server.max_body
-        declared = headers.get("content-length", "")
+        if (known := scope.get("gateway.body")) is None:
+            known = scope["gateway.body"] = await self._read(scope, receive)
+        body: bytes = known
+        return body
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        headers: Named = scope["gateway.headers"]
+        limit = self._engine.config.server.max_body
+        coding = encoding.named(named.decode("latin-1")) if (named := headers.get(b"content-encoding")) else None
+        declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared[:20]) > limit:
             raise _too_large(limit)
+        body = client_of(scope).whole_body
+        if body is None:
+            body = await self._pieces(receive, limit)
+        elif len(body) > limit:
+            raise _too_large(limit)
+        if coding is None:
+            return body
+        return await sized(len(body) * INFLATES, encoding.inflated, body, coding, limit)
+
+    async def _pieces(self, receive: Receive, limit: int) -> bytes:
         body = bytearray()  # not a list of pieces: two bytes at a time would cost many times the body
         try:
             with Stay(self._crowd):
@@ -82,9 +101,7 @@ class Intake:
                     continue
         finally:
             self.held -= len(body)
-        if coding is None:
-            return bytes(body)
-        return await sized(len(body) * INFLATES, encoding.inflated, bytes(body), coding, limit)
+        return bytes(body)
 
     async def _grows(self, body: bytearray, receive: Receive, limit: int) -> bool:
         """Add the next piece; whether there is more to come."""
@@ -116,22 +133,13 @@ class TokenCount:
         self._intake = intake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await self._intake.read(_headers(scope), receive)
+        body = await self._intake.read(scope, receive)
         told = b'{"input_tokens":%d}' % await sized(len(body), anthropic.estimated_tokens, body)
         await send_body(send, 200, told, response_headers())
 
 
-def _headers(scope: Scope) -> dict[str, str]:
-    """By lower-case name; the first of several wins."""
-    headers: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
-    return headers
-
-
 def _call(
     scope: Scope,
-    headers: Mapping[str, str],
     operation: Operation,
     wish: Wish,
     body: bytes,
@@ -139,6 +147,7 @@ def _call(
     route_headers: frozenset[str],
     config: Config,
 ) -> Call:
+    headers: Named = scope["gateway.headers"]
     model, alias_task = split_alias(wish.model)
     task, source = _task(scope, headers, alias_task, wish.task)
     return Call(
@@ -150,47 +159,52 @@ def _call(
         task=task,
         task_from=source,
         model=model,
-        headers={name: headers[name] for name in route_headers if name in headers},
-        conversation=next((headers[name] for name in HINTS if name in headers), ""),
+        headers={name: text for name in route_headers if (text := _text(headers, name.encode()))},
+        conversation=next((_text(headers, name) for name in HINTS if name in headers), ""),
         caller=caller(scope, config.server),
         priority=_priority(headers),
         deadline=_deadline(headers, wish, record.arrived),
-        agent=headers.get("user-agent", ""),
-        no_store="no-store" in headers.get("cache-control", ""),
+        agent=_text(headers, b"user-agent"),
+        no_store=b"no-store" in headers.get(b"cache-control", b""),
         reasoning_content=config.openai.reasoning_content,
     )
 
 
-def _priority(headers: Mapping[str, str]) -> Priority | None:
+def _text(headers: Named, name: bytes) -> str:
+    """The value of a header, "" where there is none."""
+    return headers[name].decode("latin-1") if name in headers else ""
+
+
+def _priority(headers: Named) -> Priority | None:
     """The class asked for with X-Priority, None where none is. Raises InvalidCall."""
-    asked = headers.get("x-priority", "").strip().upper()
+    asked = _text(headers, b"x-priority").strip().upper()
     if asked and asked not in Priority.__members__:
         raise InvalidCall(f"X-Priority must be one of {', '.join(Priority.__members__).lower()}", param="X-Priority")
     return Priority[asked] if asked else None
 
 
-def _deadline(headers: Mapping[str, str], wish: Wish, arrived: float) -> float | None:
+def _deadline(headers: Named, wish: Wish, arrived: float) -> float | None:
     """The loop time until which the client waits, None where it does not say. Raises InvalidCall.
 
     OpenAI's SDKs tell how long they wait for the next byte (clients.md §3), which counts for a whole answer only: a
     stream is kept alive.
     """
-    told = headers.get("x-request-timeout")
-    if told is not None:
-        match = _TIMEOUT.fullmatch(told.strip())
+    if b"x-request-timeout" in headers:
+        match = _TIMEOUT.fullmatch(_text(headers, b"x-request-timeout").strip())
         if match is None:
             raise InvalidCall('X-Request-Timeout must be seconds, as in "30" or "2.5"', param="X-Request-Timeout")
         return arrived + float(match[0])
-    own = headers.get("x-stainless-read-timeout") or headers.get("x-stainless-timeout") or ""
-    match = _TIMEOUT.fullmatch(own)
-    return arrived + float(match[0]) if match and not wish.stream else None
+    own = _text(headers, b"x-stainless-read-timeout") or _text(headers, b"x-stainless-timeout")
+    match = _TIMEOUT.fullmatch(own) if own and not wish.stream else None
+    return arrived + float(match[0]) if match else None
 
 
-def _task(scope: Scope, headers: Mapping[str, str], alias: str, body: str) -> tuple[str, str]:
+def _task(scope: Scope, headers: Named, alias: str, body: str) -> tuple[str, str]:
     """The task and where it was named: the first of header, path, alias, query and body (D2)."""
-    query = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("task", [""])[0]
+    asked = scope.get("query_string", b"")
+    query = parse_qs(asked.decode("latin-1")).get("task", [""])[0] if asked else ""
     named = (
-        (headers.get("x-task-type", ""), "header"),
+        (_text(headers, b"x-task-type"), "header"),
         (scope.get("gateway.task", ""), "path"),
         (alias, "alias"),
         (query, "query"),

@@ -16,10 +16,10 @@ import msgspec
 from msgspec import Raw, Struct
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.inference import Intake
-from gateway.api.presence import Crowd, Presence
+from gateway.api.presence import Crowd, Presence, client_of
 from gateway.api.relay import send_body, told
 from gateway.call import Record, model_key
 from gateway.catalog import Offer
@@ -201,7 +201,7 @@ class Native:
 
     async def _read(self, request: Request) -> tuple[str, Named]:
         """The model as the client spelt it, and its whole body. Raises InvalidCall."""
-        body = _NAMED.read(await self._intake.read(request.headers, request.receive))
+        body = _NAMED.read(await self._intake.read(request.scope, request.receive))
         asked = reading.required_model(body.model or body.name)
         record: Record = request.scope["gateway.record"]
         record.asked = asked
@@ -246,13 +246,12 @@ class Memory:
         self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
-        body = await self._intake.read(headers, receive)
+        body = await self._intake.read(scope, receive)
         prompted = scope["gateway.record"].path == "/api/generate"
         asked = await sized(len(body), _without_question, body, prompted=prompted)
         offers = self._meant(asked) if asked is not None else []
-        if asked is None or not offers or not await self._tell(asked, offers, body, scope, receive, send):
-            await self._endpoint(scope, _again(body, receive), send)
+        if asked is None or not offers or not await self._tell(asked, offers, body, scope, send):
+            await self._endpoint(scope, receive, send)
 
     def _meant(self, asked: Asked) -> list[Offer]:
         """Whom to tell."""
@@ -267,12 +266,10 @@ class Memory:
             return loaded or able
         return [] if asked.options else loaded
 
-    async def _tell(
-        self, asked: Asked, offers: Sequence[Offer], body: bytes, scope: Scope, receive: Receive, send: Send
-    ) -> bool:
+    async def _tell(self, asked: Asked, offers: Sequence[Offer], body: bytes, scope: Scope, send: Send) -> bool:
         """Tell them all, and answer as the first did; False where none did and a call may do better."""
         record: Record = scope["gateway.record"]
-        async with Presence(receive, self._crowd):
+        with Presence(client_of(scope), self._crowd):
             answers = await asyncio.gather(*(self._told(one, asked, body, record.path) for one in offers))
         answered = [(one, said) for one, said in zip(offers, answers, strict=True) if isinstance(said, bytes)]
         if not answered:
@@ -310,18 +307,6 @@ def _without_question(body: bytes, *, prompted: bool) -> Asked | None:
     if asked.message != reading.NULL:
         return None
     return None if (asked.prompt if prompted else asked.messages) else asked
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body that was read already, and then what `receive` gives."""
-    unread = [body]
-
-    async def again() -> Message:
-        if unread:
-            return {"type": "http.request", "body": unread.pop(), "more_body": False}
-        return await receive()
-
-    return again
 
 
 def _json(value: Any) -> Response:

@@ -1,18 +1,62 @@
 """Who is still there: ends a block when its client hangs up, or when the gateway can wait no longer.
 
-ASGI tells of a departure only to those who ask `receive`, and uvicorn's `send` to a departed client returns without a
-word (faults.md §0.12–13). So one asyncio task asks, for every call, from the moment its body was read.
+ASGI tells of a departure only to those who ask `receive`, which would take an asyncio task of its own for every call
+(faults.md §0.12-13), and has a message and an `await` for each piece of an answer. What the front door puts beside it
+into a request's scope spares all that: a departure is told of by a callback, and bytes go out in the very callback that
+brought them in.
 """
 
 from __future__ import annotations
 
-import asyncio
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable
+from typing import Protocol, Self
 
-from starlette.types import Receive
+from starlette.types import Scope
 
+from gateway.block import Block
 from gateway.errors import ClientLeft, GatewayError
+
+Headers = list[tuple[bytes, bytes]]
+
+EXTENSION = "gateway.client"
+
+
+class Room(Protocol):
+    """`told` is called each time it is open again."""
+
+    open: bool
+    told: Callable[[], None] | None
+
+
+class Watched(Protocol):
+    def watch(self, left: Callable[[], None] | None) -> None:
+        """Have `left` called when it leaves before its answer is complete; at the next turn, if it has left."""
+
+
+class Client(Watched, Protocol):
+    """One request's client. To one that has left everything is said in vain, without an error."""
+
+    @property
+    def whole_body(self) -> bytes | None:
+        """The body where all of it is here and nobody took any of it: then it is taken now. Else None."""
+
+    @property
+    def room(self) -> Room:
+        """Whether it reads as fast as it is written to."""
+
+    def start(self, status: int, headers: Headers) -> None:
+        """The head of the answer; it leaves with the first piece."""
+
+    def push(self, data: bytes) -> None:
+        """A piece of the answer."""
+
+    def end(self, data: bytes = b"") -> None:
+        """The last piece."""
+
+
+def client_of(scope: Scope) -> Client:
+    found: Client = scope["extensions"][EXTENSION]
+    return found
 
 
 class Crowd:
@@ -42,69 +86,43 @@ class Crowd:
         return len(present)
 
 
-class Stay:
-    """`with` it around what a shutdown may end. Raises the cause given to `interrupt` out of the block."""
+class Stay(Block):
+    """A block that a shutdown may end."""
+
+    __slots__ = ("_crowd",)
 
     def __init__(self, crowd: Crowd) -> None:
+        super().__init__()
         self._crowd = crowd
-        self._cause: Exception | None = None
-        self._task: asyncio.Task[object] | None = None
-        self._cancelling = 0
 
     def __enter__(self) -> Self:
-        self._task = asyncio.current_task()
-        assert self._task is not None  # noqa: S101 - a request is served in an asyncio task
-        self._cancelling = self._task.cancelling()
+        super().__enter__()
         self._crowd.add(self)
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.over()
-        # As asyncio.timeout does it: a cancellation of ours becomes our exception, another's stays what it is.
-        if self._cause is not None and self._task is not None:
-            others = self._task.uncancel() > self._cancelling
-            if not others and kind is asyncio.CancelledError:
-                raise self._cause from error
 
     def over(self) -> None:
         """From now on a shutdown lets it be."""
         self._crowd.discard(self)
 
-    def interrupt(self, cause: Exception) -> None:
-        """End the block with `cause`. The first cause stands."""
-        if self._cause is None and self._task is not None and not self._task.done():
-            self._cause = cause
-            self._task.cancel()
-
 
 class Presence(Stay):
-    """`async with` it around a call's work: a client that leaves ends the block too. Raises ClientLeft then."""
+    """A block for a call's work: a client that leaves ends it, too. Raises ClientLeft then."""
 
-    def __init__(self, receive: Receive, crowd: Crowd) -> None:
+    __slots__ = ("_client",)
+
+    def __init__(self, client: Watched, crowd: Crowd) -> None:
         super().__init__(crowd)
-        self._receive = receive
-        self._watcher: asyncio.Task[None] | None = None
+        self._client = client
 
-    async def __aenter__(self) -> Self:
-        self.__enter__()
-        self._watcher = asyncio.create_task(self._watch(), name="presence")
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._client.watch(self._left)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.finished()
-        self.__exit__(kind, error, trace)
-
-    def finished(self) -> None:
+    def over(self) -> None:
         """The answer is complete but for its last bytes: a departure from now on is a success."""
-        self.over()
-        if self._watcher is not None:
-            self._watcher.cancel()
+        super().over()
+        self._client.watch(None)
 
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            continue
+    def _left(self) -> None:
         self.interrupt(ClientLeft())

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import lru_cache
 from types import TracebackType
 from typing import Self
 
-from starlette.types import Receive, Send
+from starlette.types import Send
 
-from gateway.api.presence import Crowd, Presence
+from gateway.api.presence import Client, Crowd, Headers, Presence
 from gateway.call import Call, Record, Reply
 from gateway.config import StreamConfig
 from gateway.dialects import render, status_headers
 from gateway.dispatch import Dispatch
 from gateway.errors import GatewayError
 from gateway.wire import ascii_value, response_headers
-
-Headers = list[tuple[bytes, bytes]]
 
 
 async def send_body(send: Send, status: int, body: bytes, headers: Headers) -> None:
@@ -39,82 +38,90 @@ async def send_error(send: Send, record: Record, error: GatewayError) -> None:
 
 def told(record: Record) -> Headers:
     """What the gateway did, as response headers; only what is known by now."""
-    facts = {
-        b"x-gateway-instance": record.instance,
-        b"x-gateway-route": record.route,
-        b"x-gateway-model": record.model,
-        b"x-gateway-substituted": record.substitution,
-        b"cache-status": f"gateway; {_CACHE[record.cache]}" if record.cache in _CACHE else "",
-    }
+    headers = [*_whereabouts(record.instance, record.route, record.model, record.substitution)]
+    if record.cache in _CACHE:
+        headers.append((b"cache-status", _CACHE[record.cache]))
     if record.position:
         waited = f"position={record.position}; waited={record.waited:.3f}"
-        facts[b"x-gateway-line"] = f"{waited}; {record.line_reason}" if record.line_reason else waited
-    headers = [(name, ascii_value(value)) for name, value in facts.items() if value]
+        line = f"{waited}; {record.line_reason}" if record.line_reason else waited
+        headers.append((b"x-gateway-line", ascii_value(line)))
     if record.attempts:
-        headers.append((b"x-gateway-attempts", str(record.attempts).encode()))
+        headers.append((b"x-gateway-attempts", b"%d" % record.attempts))
         upstream = record.upstream or max(0.0, (record.first_token or 0.0) - record.waited)
-        timing = f"line;dur={record.waited * 1000:.1f}, upstream;dur={upstream * 1000:.1f}"
-        headers.append((b"server-timing", timing.encode()))
+        timing = b"line;dur=%.1f, upstream;dur=%.1f" % (record.waited * 1000, upstream * 1000)
+        headers.append((b"server-timing", timing))
     return headers
 
 
-_CACHE = {"hit": "hit", "miss": "fwd=uri-miss; stored", "collapsed": "fwd=uri-miss; collapsed"}
+@lru_cache(maxsize=1024)
+def _whereabouts(instance: str, route: str, model: str, substitution: str) -> tuple[tuple[bytes, bytes], ...]:
+    facts = {
+        b"x-gateway-instance": instance,
+        b"x-gateway-route": route,
+        b"x-gateway-model": model,
+        b"x-gateway-substituted": substitution,
+    }
+    return tuple((name, ascii_value(value)) for name, value in facts.items() if value)
+
+
+_CACHE = {
+    "hit": b"gateway; hit",
+    "miss": b"gateway; fwd=uri-miss; stored",
+    "collapsed": b"gateway; fwd=uri-miss; collapsed",
+}
 
 
 class Stream:
-    """One streamed response: its head is sent when it must be, its bytes in order, its failure in-band."""
+    """One streamed response: its head is sent when it must be, its bytes in order, its failure in-band.
 
-    def __init__(self, send: Send, call: Call, record: Record, now: float) -> None:
-        self._send = send
+    `presence` is told of its end: a client that leaves then has all of its answer.
+    """
+
+    def __init__(self, client: Client, call: Call, record: Record, now: float) -> None:
+        self._client = client
+        self.room = client.room  # closed while it does not read: then what has come is held back
         self._call = call
         self._record = record
-        self._turn = asyncio.Lock()  # relay and keep-alive take turns, so the head is first and frames stay whole
+        self.presence: Presence | None = None
         self.reader = call.operation.reader(call)  # one that has read nothing, until there is an answer
         self.started = False
         self.ended = False
         self.last_write = now
 
-    @property
-    def writing(self) -> bool:
-        return self._turn.locked()
-
-    async def write(self, data: bytes, now: float) -> None:
-        """Send whole frames on. Waits while the client does not read: that is the backpressure."""
-        async with self._turn:
-            if self.ended:
-                return  # a keep-alive that was due just as the last frame came
-            await self._head()
-            self.last_write = now
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def end(self, data: bytes = b"") -> None:
-        async with self._turn:
-            await self._head()
-            await self._send({"type": "http.response.body", "body": data})
-            self.ended = True
-
-    async def _head(self) -> None:
-        if self.started:
-            return
-        headers = [*response_headers(self._call.operation.stream_type), *told(self._record)]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        self.started = True
-
-    async def fail(self, error: GatewayError) -> None:
-        """Tell of `error`: as a status while that is possible, else as the last thing in the stream."""
+    def push(self, data: bytes, now: float) -> None:
+        """Send whole frames on."""
         if not self.started:
-            await send_error(self._send, self._record, error)
-            return
+            self._head()
+        self.last_write = now
+        self._client.push(data)
+
+    def end(self, data: bytes = b"") -> None:
+        """Send the last of them on."""
+        self._head()
+        self.ended = True
+        if self.presence is not None:
+            self.presence.over()
+        self._client.end(data)
+
+    def _head(self) -> None:
+        if not self.started:
+            self.started = True
+            headers = [*response_headers(self._call.operation.stream_type), *told(self._record)]
+            self._client.start(200, headers)
+
+    def fail(self, error: GatewayError) -> None:
+        """Tell of `error` as the last thing in the stream."""
         self._record.status = 200
         self._record.interrupted = True
-        await self.end(self.reader.failure(error, self._record.request_id))
+        self.end(self.reader.failure(error, self._record.request_id))
 
 
 class KeepAlive:
     """Keeps a silent stream open: commits after `hold`, then sends what means nothing every `keep_alive` seconds.
 
-    One timer, re-armed when it fires; a frame costs it nothing. Its bytes go between two frames, never inside one.
-    Where they are a comment they say what `waiting` says of the call's place in line.
+    One timer, re-armed when it fires; a frame costs it nothing. Its bytes go between two frames, never inside one, and
+    not to a client that does not read. Where they are a comment they say what `waiting` says of the call's place in
+    line.
     """
 
     def __init__(self, stream: Stream, config: StreamConfig, waiting: Callable[[], str]) -> None:
@@ -123,69 +130,56 @@ class KeepAlive:
         self._waiting = waiting
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._sending: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         self._timer = self._loop.call_later(self._config.hold, self._due)
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._sending is not None:
-            self._sending.cancel()
 
     def _due(self) -> None:
         stream, now = self._stream, self._loop.time()
-        silent = now - stream.last_write
-        writing = stream.writing or (self._sending is not None and not self._sending.done())
-        if writing or (stream.started and silent < self._config.keep_alive):
-            wait = self._config.keep_alive if writing else self._config.keep_alive - silent
-        else:
-            wait = self._config.keep_alive
-            self._sending = asyncio.create_task(self._speak(now), name="keep-alive")
+        wait, silent = self._config.keep_alive, now - stream.last_write
+        if stream.started and silent < wait:
+            wait -= silent
+        elif stream.room.open and not stream.ended:
+            stream.push(self._said(), now)
         self._timer = self._loop.call_later(wait, self._due)
 
-    async def _speak(self, now: float) -> None:
+    def _said(self) -> bytes:
         said = self._stream.reader.keep_alive
         if said.startswith(b":") and (words := self._waiting()):
             said = said.replace(b"\n", b"; in line: " + ascii_value(words) + b"\n", 1)
-        await self._stream.write(said, now)
+        return said
 
 
 async def relay_stream(
-    dispatch: Dispatch, call: Call, record: Record, *, receive: Receive, send: Send, crowd: Crowd, config: StreamConfig
+    dispatch: Dispatch, call: Call, record: Record, *, client: Client, send: Send, crowd: Crowd, config: StreamConfig
 ) -> None:
     """Carry `call` and relay its answer as it is made. Raises ClientLeft; tells of every other failure itself."""
-    now = asyncio.get_running_loop().time
-    stream = Stream(send, call, record, now())
+    stream = Stream(client, call, record, asyncio.get_running_loop().time())
     try:
         opening = dispatch.exchange(call, record)
-        async with (
-            Presence(receive, crowd) as presence,
-            KeepAlive(stream, config, opening.waiting),
-            opening as exchange,
-        ):
-            stream.reader = exchange.reader
-            while frames := await exchange.frames():
-                if frames[-1].last:
-                    presence.finished()
-                    await stream.end(b"".join(frame.raw for frame in frames))
-                    await exchange.settle()
-                    return
-                await stream.write(b"".join(frame.raw for frame in frames), now())
+        with Presence(client, crowd) as stream.presence, KeepAlive(stream, config, opening.waiting):
+            async with opening as exchange:
+                stream.reader = exchange.reader
+                await exchange.relay(stream)
     except GatewayError as error:
         record.reason = error.reason
-        await stream.fail(error)
+        if stream.started:
+            stream.fail(error)
+        else:
+            await send_error(send, record, error)
 
 
-async def relay_reply(
-    dispatch: Dispatch, call: Call, record: Record, *, receive: Receive, send: Send, crowd: Crowd
-) -> None:
+async def relay_reply(dispatch: Dispatch, call: Call, record: Record, *, client: Client, crowd: Crowd) -> None:
     """Carry `call` and send its finished answer. Raises ClientLeft and GatewayError."""
-    async with Presence(receive, crowd) as presence:
+    with Presence(client, crowd):
         reply: Reply = await dispatch.answer(call, record)
-        presence.finished()
-        await send_body(send, 200, reply.body, [*response_headers(whole=reply.content_type), *told(record)])
+    length = (b"content-length", b"%d" % len(reply.body))
+    client.start(200, [*response_headers(whole=reply.content_type), *told(record), length])
+    client.end(reply.body)

@@ -111,6 +111,9 @@ def locate(scope: Scope, record: Record) -> str:
     Notes the key of a prefix `/k/<key>` and the task of `/t/<task>` in `scope`, one each in either order, and leaves no
     other trace of the key there.
     """
+    if (asked := _AS_IT_IS.get(scope["path"])) is not None:
+        record.dialect = asked
+        return str(scope["path"])
     parts = [part for part in scope["path"].split("/") if part]
     while len(parts) >= 2 and (name := _PREFIXES.get(parts[0])) is not None and name not in scope:
         scope[name] = parts[1]
@@ -147,3 +150,7 @@ def _nothing_at(path: str) -> Exception:
     if any(path == closed or path.startswith(f"{closed}/") for closed in CLOSED):
         return Forbidden("the gateway keeps Ollama's model management and account routes closed")
     return UnknownPath("there is nothing at this path")
+
+
+# The paths that are asked most, which are in no need of repair, with their families.
+_AS_IT_IS = {one: family(one) for one in ("/v1/chat/completions", "/v1/embeddings", "/v1/messages", "/api/chat")}

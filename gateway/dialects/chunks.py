@@ -32,6 +32,11 @@ NOT_A_CHUNK = "the instance sent a frame that is not a chunk of an answer"
 MAX_TOOL_CALLS = 1024  # in one answer
 
 _EVENT_HEAD = re.compile(rb'data: \{"id":"[^"\\]*","object":"([a-z._]*)","created":(\d+),"model":("[^"\\]*")')
+# How Ollama goes on where a chunk is text in plain ASCII and nothing else: nothing in it can be in need of anything.
+_PLAIN_TEXT = re.compile(
+    rb'(?:,"system_fingerprint":"[a-z_]*+")?,"choices":\[\{"index":0,'
+    rb'"delta":\{"content":"[ !#-\[\]-~]++"\},"finish_reason":null\}\]\}\n\n'
+)
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -101,6 +106,9 @@ class ChunkReader:
         if self.complete:
             return frames
         for event in self._splitter.feed(data):
+            if self._mended.begun and (again := self._identified.plain_text(event)):
+                frames.append(Frame(again, content=True))
+                continue
             if payload := sse.data(event):
                 frames.append(self._frame(event, payload))
             if self.complete:  # the first end marker ends it; the rest was not asked for
@@ -252,6 +260,13 @@ class OneIdentity:
             shape = b'data: {"id":"%b","object":"%b","created":%b,"model":%b'
             self._ours = shape % (self._identity.encode(), head[1], self._created, self._model or head[3])
         return self._ours + event[len(self._theirs) :]
+
+    def plain_text(self, event: bytes) -> bytes:
+        """The same where it begins as the last one did and goes on as most do; else b"", and it is to be looked at."""
+        begins = len(self._theirs)
+        if event.startswith(self._theirs) and _PLAIN_TEXT.fullmatch(event, begins):
+            return self._ours + event[begins:]
+        return b""
 
     def _notice(self, created: bytes, model: bytes) -> None:
         self._created = self._created or created

@@ -188,26 +188,19 @@ def conversation_begun(fields: Mapping[str, Raw], names: Sequence[str], said: Se
     """
     if not said:
         return ""
-    digest = blake2b(digest_size=12)
-    for name in names:
-        _add(digest, name, fields.get(name, NULL))
-    for name, part in said:
-        _add(digest, name, part)
-    return digest.hexdigest()
+    parts = [*((name, fields.get(name, NULL)) for name in names), *said]
+    return blake2b(b"".join([_told(name, part) for name, part in parts]), digest_size=12).hexdigest()
 
 
-def _add(digest: blake2b, name: str, part: Raw | memoryview) -> None:
-    """Add a part as the bytes that came, under its name and with its length, so that no two run together."""
-    whole = memoryview(part)
-    if len(whole) > PART_LENGTH:
-        digest.update(b"%b %d\n" % (name.encode(), len(whole)))
-        digest.update(whole[:PART_LENGTH])
-        return
-    told = bytes(whole)
-    if _MARK in told:
-        told = _without_marks(told)
-    digest.update(b"%b %d\n" % (name.encode(), len(told)))
-    digest.update(told)
+def _told(name: str, part: Raw | memoryview) -> bytes:
+    """A part as the bytes that came, under its name and with its length, so that no two run together."""
+    seen = memoryview(part)
+    if len(seen) > PART_LENGTH:
+        return b"%b %d\n%b" % (name.encode(), len(seen), bytes(seen[:PART_LENGTH]))
+    whole = bytes(seen)
+    if _MARK in whole:
+        whole = _without_marks(whole)
+    return b"%b %d\n%b" % (name.encode(), len(whole), whole)
 
 
 def _without_marks(part: bytes) -> bytes:

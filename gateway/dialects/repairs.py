@@ -48,6 +48,14 @@ _GLANCES = msgspec.json.Decoder(list[_Glance])
 _EMPTY_ARGUMENTS = re.compile(rb'"arguments"\s*:\s*""')
 _ZERO_USAGE = b',"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
 ROLE_BEFORE = b'"delta":{"role":"assistant",'  # something that follows
+# A chat's answer as Ollama lays it out that is text and nothing else: nothing in it can be in need of anything.
+_PLAIN_ANSWER = re.compile(
+    rb'\{"id":"[^"\\]*+","object":"[a-z.]*+","created":\d++,"model":"[^"\\]*+"(?:,"system_fingerprint":"[a-z_]*+")?'
+    rb',"choices":\[\{"index":0,"message":\{"role":"assistant","content":"(?:[^"\\]++|\\.)*+"\}'
+    rb',"finish_reason":"[a-z_]++"\}\],"usage":\{"prompt_tokens":\d{1,18},"completion_tokens":\d{1,18},"total_tokens":\d{1,18}'
+    rb"\}\}\n?",
+    re.DOTALL,
+)
 _REPLY_HEAD = re.compile(rb'\s*\{\s*"id"\s*:\s*"[^"\\]*"')
 
 
@@ -247,6 +255,8 @@ def call_id(identity: str, index: int) -> Raw:
 
 def answer_mended(body: bytes, identity: str, *, reasoning_content: bool = False) -> bytes:
     """A finished answer as a client can rely on it; the bytes that came, under their own id, where it is so already."""
+    if not reasoning_content and _PLAIN_ANSWER.fullmatch(body):
+        return identified(body, identity)
     given = _FIELDS.decode(body)
     fields = usage_in_three_numbers(without_error(given))
     choices = objects_of(fields.get("choices", NULL))

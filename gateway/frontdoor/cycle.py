@@ -1,13 +1,15 @@
-"""One request and its response, as ASGI sees them: what the application receives, and what it sends.
+"""One request and its response: what the application receives, and what it sends, with ASGI's messages or without.
 
 The head of a response waits for its first piece of body, so that both leave in one write. What is sent to a client that
-has left is dropped without a word, as ASGI has it; `receive` is what tells of a departure.
+has left is dropped without a word, as ASGI has it; `receive` tells of a departure, and so does the callback of `watch`.
+What an application may use beside ASGI is described in `gateway.api.presence`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol as Shape
 
@@ -30,18 +32,43 @@ def status_line(status: int) -> bytes:
 log = structlog.get_logger("gateway.frontdoor")
 
 
+class Room:
+    """Whether a client reads as fast as it is written to, kept up to date by its connection."""
+
+    __slots__ = ("_waiter", "open", "told")
+
+    def __init__(self) -> None:
+        self.open = True
+        self.told: Callable[[], None] | None = None  # called each time there is room again
+        self._waiter: asyncio.Future[None] | None = None
+
+    def change(self, *, is_open: bool) -> None:
+        self.open = is_open
+        if not is_open:
+            return
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        if self.told is not None:
+            self.told()
+
+    async def wait(self) -> None:
+        """Until there is some, for one who sends with ASGI."""
+        while not self.open:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+
 class Wire(Shape):
     """The connection as a cycle uses it."""
 
     leaving: bool
+    room: Room
 
     @property
     def always(self) -> bytes:
         """Header lines of every response."""
 
     def write(self, data: bytes) -> None: ...
-
-    async def writable(self) -> None: ...
 
     def take_more(self) -> None: ...
 
@@ -54,8 +81,8 @@ class Cycle:
     """`keep` tells whether the connection serves another request after this one."""
 
     __slots__ = (
-        "_bodiless", "_chunked", "_continue", "_head", "_late", "_left", "_told", "_waiter", "_wire", "body",
-        "complete", "gone", "keep", "more_body", "scope", "started",
+        "_bodiless", "_chunked", "_continue", "_head", "_late", "_left", "_told", "_waiter", "_watcher",
+        "_wire", "body", "complete", "gone", "keep", "more_body", "room", "scope", "started",
     )  # fmt: skip
 
     def __init__(self, wire: Wire, scope: Scope, *, keep: bool, expects: bool) -> None:
@@ -74,6 +101,8 @@ class Cycle:
         self._chunked = self._bodiless = False
         self._left = 0  # bytes of body still to come, where their number was told
         self._waiter: asyncio.Future[None] | None = None
+        self._watcher: Callable[[], None] | None = None
+        self.room = wire.room
 
     async def run(self, app: ASGIApp) -> None:
         """The asyncio task of this request."""
@@ -83,6 +112,8 @@ class Cycle:
             log.exception("call.defect")
         if not self.complete and not self.gone:
             self._wire.abort()  # half a response must not look like a whole one
+        self.scope["extensions"].clear()  # it points back at us, as does the connection: this spares the collector both
+        del self._wire
 
     # from the client
 
@@ -103,11 +134,35 @@ class Cycle:
     def left(self) -> None:
         self.gone = True
         self._wake()
+        self._tell()
+
+    def watch(self, left: Callable[[], None] | None) -> None:
+        """Have `left` called when the client leaves before the answer is complete; at the next turn, if it has left."""
+        self._watcher = left
+        if left is None:
+            return
+        self._wire.take_more()
+        if self.gone:
+            asyncio.get_running_loop().call_soon(self._tell)
+
+    def _tell(self) -> None:
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None and not self.complete:
+            watcher()
 
     def late(self, error: GatewayError) -> None:
         """The body does not come as fast as it must, or there is no room for it: the answer is to be `error`."""
         self._late, self.keep = error, False
         self._wake()
+
+    @property
+    def whole_body(self) -> bytes | None:
+        """The body where all of it is here and nobody took any of it: then it is taken now. Else None."""
+        if self.more_body or self._told or self.gone or self._late or self._continue:
+            return None
+        self._told = True
+        data, self.body = bytes(self.body), bytearray()
+        return data
 
     async def receive(self) -> Message:
         """The next piece of the body; `http.disconnect` once the client has left, or the response is complete.
@@ -133,17 +188,36 @@ class Cycle:
 
     async def send(self, message: Message) -> None:
         if not self.gone:
-            await self._wire.writable()
+            await self.room.wait()
+        if message["type"] == "http.response.start":
+            self.start(message["status"], message.get("headers", ()))
+        elif message["type"] != "http.response.body":
+            raise RuntimeError(f"{message['type']} is no part of a response")
+        elif message.get("more_body", False):
+            self.push(message.get("body", b""))
+        else:
+            self.end(message.get("body", b""))
+
+    def push(self, data: bytes) -> None:
+        """A piece of the body. Raises RuntimeError where none is to be sent now."""
         if self.gone:
             return
-        if message["type"] == "http.response.start" and not self.started:
-            self._start(message["status"], message.get("headers", ()))
-        elif message["type"] == "http.response.body" and self.started and not self.complete:
-            self._send(message.get("body", b""), more=message.get("more_body", False))
+        if self._chunked and data and not (self._head or self.complete):
+            self._wire.write(b"%x\r\n%b\r\n" % (len(data), data))
         else:
-            raise RuntimeError(f"{message['type']} was not to be sent now")
+            self._send(data, more=True)
 
-    def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def end(self, data: bytes = b"") -> None:
+        """The last piece of the body. Raises RuntimeError where none is to be sent now."""
+        if not self.gone:
+            self._send(data, more=False)
+
+    def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """The head, which leaves with the first piece of body. Raises RuntimeError where there is one already."""
+        if self.gone:
+            return
+        if self.started:
+            raise RuntimeError("a response has one head")
         self.started = True
         self.keep = self.keep and not self._wire.leaving and not self._continue  # a body that was never asked for
         self._continue = False
@@ -171,6 +245,8 @@ class Cycle:
         self._head = b"".join(lines)
 
     def _send(self, data: bytes, *, more: bool) -> None:
+        if not self.started or self.complete:
+            raise RuntimeError("no piece of a body was to be sent now")
         head, self._head = self._head, b""
         if self._left >= 0:
             self._left -= len(data)

@@ -24,6 +24,7 @@ import uvicorn
 from starlette.types import Scope
 from uvicorn.server import ServerState
 
+from gateway.api.presence import EXTENSION
 from gateway.api.routes import family
 from gateway.config import ServerConfig
 from gateway.dialects import render, status_headers
@@ -37,7 +38,7 @@ from gateway.errors import (
     UnsupportedVersion,
     WrongMethod,
 )
-from gateway.frontdoor.cycle import Cycle, status_line
+from gateway.frontdoor.cycle import Cycle, Room, status_line
 from gateway.frontdoor.door import Door
 from gateway.frontdoor.head import MAX_TARGET, METHODS, flaw
 
@@ -109,8 +110,7 @@ class Protocol(asyncio.Protocol):
         self._closes_by = math.inf
         self._fresh = True  # nothing was ever heard
         self._paused = False
-        self._room = asyncio.Event()
-        self._room.set()
+        self.room = Room()
 
     # what uvicorn's server does with it
 
@@ -146,15 +146,16 @@ class Protocol(asyncio.Protocol):
             if cycle is not None:
                 cycle.left()
         self._ahead.clear()
-        self._room.set()
+        self.room.told = None
+        self.room.change(is_open=True)
 
     def pause_writing(self) -> None:
-        self._room.clear()
+        self.room.change(is_open=False)
         self._stalled, self._unread = self._loop.time(), 0
 
     def resume_writing(self) -> None:
-        self._room.set()
         self._stalled = math.inf
+        self.room.change(is_open=True)
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -241,8 +242,6 @@ class Protocol(asyncio.Protocol):
         self._headers.append((name, value))
         if name in _ABOUT_THE_BODY:
             self._foretell(name, value)
-        if len(self._headers) > MAX_HEADERS:
-            self._raise(HeadTooLarge(f"more than {MAX_HEADERS} headers"))
 
     def _foretell(self, name: bytes, value: bytes) -> None:
         """Note what a header says of the body; the parser has judged it."""
@@ -252,6 +251,8 @@ class Protocol(asyncio.Protocol):
             self._expects = True
 
     def on_headers_complete(self) -> None:
+        if len(self._headers) > MAX_HEADERS:
+            self._raise(HeadTooLarge(f"more than {MAX_HEADERS} headers"))
         method, version = self._parser.get_method(), self._parser.get_http_version()
         if problem := flaw(method, self._url, version, self._headers):
             self._raise(problem)
@@ -263,7 +264,8 @@ class Protocol(asyncio.Protocol):
         if len(self._ahead) >= MAX_AHEAD:
             self._raise(MalformedRequest(f"more than {MAX_AHEAD} requests ahead of their answers"))
         keep = version == "1.1" and self._parser.should_keep_alive()
-        cycle = Cycle(self, self._scope(method, version), keep=keep, expects=self._expects)
+        scope = self._scope(method, version)
+        cycle = scope["extensions"][EXTENSION] = Cycle(self, scope, keep=keep, expects=self._expects)
         self._filling, self._reading = cycle, Reading.BODY
         if self._cycle is None or self._cycle.complete:
             self._start(cycle)
@@ -319,6 +321,7 @@ class Protocol(asyncio.Protocol):
             "headers": self._headers,
             "client": self.client,
             "server": None,
+            "extensions": {},
         }
 
     def _raise(self, problem: CallError) -> None:
@@ -336,10 +339,6 @@ class Protocol(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         if self.transport is not None:
             self.transport.write(data)
-
-    async def writable(self) -> None:
-        if not self._room.is_set():
-            await self._room.wait()
 
     def take_more(self) -> None:
         if self._paused and self.transport is not None and not self._brimful:

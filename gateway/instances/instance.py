@@ -245,7 +245,7 @@ class Lease:
         self._changed = changed
         self._sent_at: float | None = None
         self._answered = False
-        self._error: UpstreamError | None = None
+        self._failed = self._work_is_over = False  # the error itself is not kept: it knows the frames it came through
         instance.held += 1
         self.last_resort = instance.breakers.begin(self, self.model, self.granted_at)  # nothing else was left
         self.position = 0  # its place in line when it came; 0 where it did not wait
@@ -267,26 +267,29 @@ class Lease:
 
     def answered(self) -> None:
         """The first token arrived."""
-        if self._sent_at is not None and not self._answered and not self._error:
+        if self._sent_at is not None and not self._answered and not self._failed:
             self.instance.memory.spoke(self.model, self._clock.now() - self._sent_at, cold=self.cold)
         self.finished()
 
     def finished(self) -> None:
         """A whole answer arrived, which tells nothing of its first token."""
-        if self.state is not LeaseState.HELD or self._answered or self._error:
+        if self.state is not LeaseState.HELD or self._answered or self._failed:
             return
         self._answered = True
-        self.instance.breakers.heard(self, self.model, self._clock.now())
-        self.instance.memory.answered(self.model)
+        instance = self.instance
+        as_before = instance.calm and not self.cold and not instance.drains
+        instance.breakers.heard(self, self.model, self._clock.now())
+        instance.memory.answered(self.model)
         if self._sent_at is not None:
             self._end_older_drains(self._sent_at)
-        self._changed(self)
+        if not as_before:
+            self._changed(self)
 
     def failed(self, error: UpstreamError) -> None:
         """The attempt failed. It counts against a breaker where `error.counts`; once for each lease."""
-        if self.state is not LeaseState.HELD or self._error:
+        if self.state is not LeaseState.HELD or self._failed:
             return
-        self._error = error
+        self._failed, self._work_is_over = True, isinstance(error, _WORK_IS_OVER)
         instance = self.instance
         instance.breakers.failed(self, self.model, error, self._clock.now(), running=instance.in_use - 1)
         self._changed(self)
@@ -297,7 +300,7 @@ class Lease:
             return
         now = self._clock.now()
         self.instance.held -= 1
-        if self._answered and self._error is None:
+        if self._answered and not self._failed:
             self.instance.breakers.succeeded(self.model, now)
             self.instance.memory.served(self.model, now - self.granted_at, cold=self.cold)
         self.instance.breakers.left(self, self.model)
@@ -306,7 +309,7 @@ class Lease:
 
     def _still_worked_on(self, now: float) -> float:
         """Seconds the instance is expected to go on with this call although nobody wants it any more."""
-        if self._sent_at is None or self._answered or isinstance(self._error, _WORK_IS_OVER):
+        if self._sent_at is None or self._answered or self._work_is_over:
             return 0.0
         first_token = self._sent_at + self.instance.memory.first_token(self.model)
         return min(first_token - now, self.instance.drain_grace)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+from msgspec import Struct
 
 from gateway.call import Candidate, Priority, model_key
 from gateway.config import LineConfig
@@ -23,8 +24,7 @@ from gateway.instances.shares import Caller, Level
 MAX_WANTS = 512
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Ticket:
+class Ticket(Struct, frozen=True, kw_only=True, eq=False):
     """What a call brings to the line. `since` is its arrival where it was in line before: it keeps its place.
 
     `size` is the bytes of its body, `caller` and `weight` say whose share it takes and how large it is; `conversation`

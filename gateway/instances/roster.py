@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from gateway.instances.instance import OUT, Instance, Standing
 
@@ -27,6 +27,16 @@ def each(mask: int) -> Iterator[int]:
         low = mask & -mask
         yield low.bit_length() - 1
         mask ^= low
+
+
+class Noted(NamedTuple):
+    """What an instance was entered with. `plain`: nothing kept it from calls for any model it holds but its load."""
+
+    load: float
+    room: bool
+    models: tuple[str, ...]
+    tells: bool
+    plain: bool
 
 
 class Roster:
@@ -51,7 +61,7 @@ class Roster:
         self._ready: defaultdict[str, int] = defaultdict(int)
         self._levels: defaultdict[float, int] = defaultdict(int)
         self._lost: OrderedDict[str, float] = OrderedDict()
-        self._noted: dict[int, tuple[float, tuple[str, ...]]] = {}  # place -> (load, models) as last noted
+        self._noted: dict[int, Noted] = {}  # by place
 
     def add(self, instance: Instance, now: float) -> None:
         if self._free:
@@ -117,7 +127,7 @@ class Roster:
     def update(self, instance: Instance, now: float) -> None:
         """Note how `instance` stands now. Does nothing for one that left the pool."""
         place = instance.place
-        if place < 0:
+        if place < 0 or self._is_as_noted_but_for_its_load(instance, place):
             return
         mute, held = self._mute, self._strike(place)
         standing, noted = instance.standing(now), self._standings.get(place, OUT)
@@ -135,6 +145,22 @@ class Roster:
             if not left:
                 self._miss(model, now)
 
+    def _is_as_noted_but_for_its_load(self, instance: Instance, place: int) -> bool:
+        """So it is with most calls that begin or end; then that is all there is to note."""
+        noted, memory = self._noted.get(place), instance.memory
+        if noted is None or not noted.plain or not _plain(instance):
+            return False
+        in_use, limit = instance.in_use, instance.limit
+        if noted.room != (in_use < limit) or noted.tells != memory.tells or noted.models != tuple(memory.residents):
+            return False
+        load = in_use / limit
+        if noted.room and load != noted.load:
+            bit = 1 << place
+            _take_out(self._levels, noted.load, ~bit)
+            self._levels[load] |= bit
+            self._noted[place] = noted._replace(load=load)
+        return True
+
     def _enter(self, instance: Instance, place: int, now: float) -> None:
         bit = 1 << place
         room = instance.in_use < instance.allowed(now)
@@ -148,7 +174,7 @@ class Roster:
             self._homes[model] |= bit
             if room and instance.takes(model, now):
                 self._ready[model] |= bit
-        self._noted[place] = load, tuple(memory.residents)
+        self._noted[place] = Noted(load, room, tuple(memory.residents), memory.tells, _plain(instance))
 
     def _stand(self, place: int, before: Standing, after: Standing) -> None:
         """Note what may be asked of it from now on."""
@@ -173,18 +199,23 @@ class Roster:
         others = ~(1 << place)
         self.room &= others
         self._mute &= others
-        load, models = noted
-        _take_out(self._levels, load, others)
-        for model in models:
+        _take_out(self._levels, noted.load, others)
+        for model in noted.models:
             _take_out(self._homes, model, others)
             _take_out(self._ready, model, others)
-        return models
+        return noted.models
 
     def _miss(self, model: str, now: float) -> None:
         self._lost[model] = now
         self._lost.move_to_end(model)
         if len(self._lost) > MAX_LOST:
             self._lost.popitem(last=False)
+
+
+def _plain(instance: Instance) -> bool:
+    """Whether it takes calls for all it holds as long as it has room at all."""
+    no_limits = instance.config.max_per_model is None and not instance.memory.one_at_a_time
+    return no_limits and not instance.gives_up and instance.breakers.calm and instance.up
 
 
 def _take_out(masks: dict[T, int], key: T, others: int) -> None:

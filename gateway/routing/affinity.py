@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 # What clients call a conversation (clients.md §6); the first that is sent counts.
 HINTS = (
-    "session-id",
-    "thread-id",
-    "x-session-affinity",
-    "x-session-id",
-    "x-claude-code-session-id",
-    "x-openwebui-chat-id",
+    b"session-id",
+    b"thread-id",
+    b"x-session-affinity",
+    b"x-session-id",
+    b"x-claude-code-session-id",
+    b"x-openwebui-chat-id",
 )
 _MASK = 2**64 - 1
 

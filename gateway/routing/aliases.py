@@ -7,7 +7,8 @@ so there are no chains and no circles. `auto` itself cannot be given another mea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from gateway.call import AUTO, Call
 from gateway.routing.match import same_model

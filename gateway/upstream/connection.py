@@ -71,20 +71,27 @@ class Answer:
 
     def feed(self, data: bytes) -> None:
         """Take in the next bytes. Raises ValueError."""
-        if self.done or self._parser is None:
+        parser = self._parser
+        if self.done or parser is None:
             self.surplus = True
             return
-        # The head is fed only as far as it may go, so that one large read cannot carry a larger head.
-        room = len(data) if self.status else MAX_HEAD - self._since_body
-        self.heard = True
-        self._since_body += min(len(data), room)
-        self._parse(self._parser, data[:room])
+        self.heard, rest = True, b""
+        if not self.status:  # a head is fed only as far as it may go, so that one large read cannot carry a larger one
+            room = MAX_HEAD - self._since_body
+            data, rest = data[:room], data[room:]
+        self._since_body += len(data)
+        try:
+            parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            if not self.done:
+                raise ValueError(self._why or f"not an HTTP answer: {error}") from None
+            self.surplus = True
         if self.done:
             self._parser = None
         elif self._since_body >= MAX_HEAD:
             raise ValueError(f"more than {MAX_HEAD} bytes of {'framing or trailers' if self.status else 'head'}")
-        if len(data) > room:
-            self.feed(data[room:])
+        if rest:
+            self.feed(rest)
 
     def end(self) -> bool:
         """The instance closed the connection: True if the answer is complete."""
@@ -100,14 +107,6 @@ class Answer:
     def stop(self) -> None:
         """Nothing more will be fed. The parser points back at us; this spares the collector the circle."""
         self._parser = None
-
-    def _parse(self, parser: HttpResponseParser, data: bytes) -> None:
-        try:
-            parser.feed_data(data)
-        except (HttpParserError, HttpParserUpgrade) as error:
-            if not self.done:
-                raise ValueError(self._why or f"not an HTTP answer: {error}") from None
-            self.surplus = True
 
     def _refuse(self, why: str) -> None:
         self._why = why  # the parser wraps what a callback raises
@@ -178,7 +177,6 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_failure",
         "_full",
         "_gone",
         "_name",
@@ -187,10 +185,11 @@ class Connection(asyncio.Protocol):
         "_unsent",
         "_waiter",
         "answer",
+        "failure",
         "idle_since",
         "last_data",
         "loop",
-        "on_over",
+        "on_changed",
         "paused",
     )
 
@@ -200,12 +199,12 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0  # loop time
         self.last_data = 0.0  # loop time; never before the last moment at which we let the instance speak
         self.paused = False  # the instance is made to wait
-        self.on_over: Callable[[], None] | None = None  # the answer became whole, or failed, and nobody waited for it
+        self.on_changed: Callable[[], None] | None = None  # something happened while nobody waited for it
         self._name = name
         self._gone = gone
         self._transport: asyncio.Transport | None = None
         # The kind and words, not the exception: one that is kept would keep the frames it was raised through.
-        self._failure: tuple[type[UpstreamError], str] | None = None
+        self.failure: tuple[type[UpstreamError], str] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._full = False  # the transport wants no more for now
         self._unsent = False  # part of a request body was never handed over
@@ -250,20 +249,15 @@ class Connection(asyncio.Protocol):
         finally:
             self._waiter = None  # not when it is woken: what comes before it runs is its own to find
 
-    @property
-    def lost(self) -> bool:
-        """It failed, or was closed: nothing more will come."""
-        return self._failure is not None
-
     def check(self) -> None:
         """Raise what the exchange failed of, if it did."""
-        if self._failure is not None:
-            kind, words = self._failure
+        if self.failure is not None:
+            kind, words = self.failure
             raise kind(self._name, words)
 
     def fail(self, kind: type[UpstreamError], words: str) -> None:
         """End an exchange that is not complete; the first reason given is the one told."""
-        self._failure = self._failure or (kind, words)
+        self.failure = self.failure or (kind, words)
         self.abort()
 
     def resume(self) -> None:
@@ -283,46 +277,42 @@ class Connection(asyncio.Protocol):
         if self._unsent or transport.get_write_buffer_size():
             return False
         self.resume()
-        self.answer = self.on_over = None
+        self.answer = self.on_changed = None
         self.idle_since = self.loop.time()
         return True
 
     def abort(self) -> None:
-        """Close the socket now, whatever is under way, and tell whoever waits, or else whoever wants to know."""
+        """Close the socket now, whatever is under way, and wake whoever waits."""
         transport, self._transport = self._transport, None
-        self._failure = self._failure or (ConnectionLost, "the connection was closed")
+        self.failure = self.failure or (ConnectionLost, "the connection was closed")
         if self.answer is not None:
             self.answer.stop()
         if transport is not None:
             transport.abort()
         self._gone(self)
-        self._tell()
         self._wake()
 
     def _settled(self, answer: Answer) -> bool:
-        return self._failure is not None or answer.status != 0
+        return self.failure is not None or answer.status != 0
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if self._waiter is None:
+            if self.on_changed is not None:
+                self.on_changed()
+        elif not self._waiter.done():
             self._waiter.set_result(None)
-
-    def _tell(self) -> None:
-        """Nothing more will come. Who waits finds that out without being told."""
-        told, self.on_over = self.on_over, None
-        if told is not None and self._waiter is None:
-            told()
 
     def _ended(self, *, clean: bool) -> None:
         if self.answer is not None and not (clean and self.answer.end()):
             began = "cut its answer short" if self.answer.heard else "closed the connection without an answer"
-            self._failure = self._failure or (ConnectionLost, began)
+            self.failure = self.failure or (ConnectionLost, began)
         self.abort()
 
     # The transport's callbacks.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
-        if self._failure is not None:  # whoever asked for it has left meanwhile
+        if self.failure is not None:  # whoever asked for it has left meanwhile
             self.abort()
             return
         sock = transport.get_extra_info("socket")
@@ -331,20 +321,19 @@ class Connection(asyncio.Protocol):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def data_received(self, data: bytes) -> None:
-        if self.answer is None:
+        answer = self.answer
+        if answer is None:
             self.abort()
             return
         self.last_data = self.loop.time()
         try:
-            self.answer.feed(data)
+            answer.feed(data)
         except ValueError as error:
             self.fail(BadAnswer, str(error))
             return
-        if self.answer.untaken > MAX_UNTAKEN and not self.paused and self._transport is not None:
+        if answer.untaken > MAX_UNTAKEN and not self.paused and self._transport is not None:
             self.paused = True
             self._transport.pause_reading()
-        if self.answer.done:
-            self._tell()
         self._wake()
 
     def eof_received(self) -> None:

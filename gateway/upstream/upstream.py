@@ -22,9 +22,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from gateway.errors import BadAnswer, ConnectFailed, ConnectionLost, Exhausted, FirstTokenTimeout, IdleTimeout
 from gateway.upstream.connection import Answer, Connection
@@ -32,7 +33,6 @@ from gateway.upstream.connection import Answer, Connection
 OURS = frozenset({b"host", b"content-length", b"transfer-encoding", b"accept-encoding", b"connection"})
 
 _UNSAFE_LINE = re.compile(rb"[\x00-\x20\x7f]")
-_UNSAFE_HEADER = re.compile(rb"[\r\n\x00]")
 _WORDS = {  # of a connection that failed; `probe` adds the likely fix
     errno.ECONNREFUSED: "connection refused",
     errno.EHOSTUNREACH: "no route to it",
@@ -41,14 +41,16 @@ _WORDS = {  # of a connection that failed; `probe` adds the likely fix
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """What to send. `headers` come from an allow-list and hold none of `OURS`: those are written here."""
 
     method: bytes
     path: bytes  # a constant of ours, never the client's
     headers: tuple[tuple[bytes, bytes], ...] = ()
-    body: bytes = field(default=b"", repr=False)
+    body: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"<request {self.method!r} {self.path!r}>"
 
 
 class Response:
@@ -103,14 +105,25 @@ class Response:
         return self._answer.done
 
     @property
+    def waits(self) -> bool:
+        """The instance has yet to say more, and all it said was read."""
+        answer = self._answer
+        return not (answer.untaken or answer.done or self._closed or self._connection.failure)
+
+    @property
     def over(self) -> bool:
         """Nothing more will come: it is whole, or broken off. What came may be unread yet."""
-        return self._answer.done or self._connection.lost
+        return self._answer.done or self._closed or self._connection.failure is not None
 
-    def when_over(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called, once, if that comes about while nobody reads."""
+    def check(self) -> None:
+        """Raise what it broke off with, if it did before it was whole."""
+        if not (self._answer.done or self._closed):
+            self._connection.check()
+
+    def when_changed(self, callback: Callable[[], None] | None) -> None:
+        """Have `callback` called when more of it came, or it failed, while nobody reads."""
         if not self._closed:
-            self._connection.on_over = callback
+            self._connection.on_changed = callback
 
     async def begin(self, head: bytes, body: bytes, until: float, sending: Callable[[], None] | None) -> Self:
         """Send, and wait for the head of the answer, until `until` (loop time). Only `Upstream.open` calls this."""
@@ -151,12 +164,10 @@ class Response:
 
     def unread(self) -> bytes:
         """All of the body that came since the last read, without waiting for any."""
-        return self._answer.take()
-
-    def check(self) -> None:
-        """Raise what it broke off with, if it did before it was whole."""
-        if not self._answer.done:
-            self._connection.check()
+        data = self._answer.take()
+        if self._connection.paused and not self._closed:
+            self._connection.resume()
+        return data
 
     async def read_all(self, limit: int) -> bytes:
         """The rest of the body. Raises what `read` raises, and BadAnswer beyond `limit` bytes."""
@@ -195,7 +206,7 @@ class Response:
 
     def _leave(self) -> None:
         self._closed = True
-        self._connection.on_over = None
+        self._connection.on_changed = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -301,17 +312,14 @@ class Upstream:
     def _head(self, request: Request) -> bytes:
         if _UNSAFE_LINE.search(request.method) or _UNSAFE_LINE.search(request.path):
             raise ValueError("a method or path no request line can hold")
-        if _UNSAFE_HEADER.search(b"".join([part for header in request.headers for part in header])):
+        headers = b"".join([b"%b: %b\r\n" % header for header in request.headers])
+        if b"\0" in headers or any(headers.count(end) != len(request.headers) for end in (b"\r", b"\n")):
             raise ValueError("a header that would end its own line")
-        lines = [request.method, b" ", request.path, self._opening]
-        for name, value in request.headers:
-            if name.lower() in OURS:
-                raise ValueError(f"the header {name.decode('latin-1')} is not the caller's to set")
-            lines += (name, b": ", value, b"\r\n")
+        if not OURS.isdisjoint([name.lower() for name, _ in request.headers]):
+            raise ValueError("a header that is not the caller's to set")
         if request.body or request.method not in (b"GET", b"HEAD"):
-            lines.append(b"content-length: %d\r\n" % len(request.body))
-        lines.append(b"\r\n")
-        return b"".join(lines)
+            headers += b"content-length: %d\r\n" % len(request.body)
+        return b"%b %b%b%b\r\n" % (request.method, request.path, self._opening, headers)
 
     def _response(self, connection: Connection, request: Request) -> Response:
         return Response(self.name, connection, self._give_back, head_only=request.method == b"HEAD")

@@ -26,6 +26,8 @@ class Splitter(splitter.Splitter):
     def feed(self, data: bytes) -> list[bytes]:
         if self._only_lf and b"\r" in data:
             self._only_lf = False
+        if self._only_lf and not self._pending and 0 <= data.find(b"\n\n") == len(data) - 2 < self._limit - 1:
+            return [data]  # just one event: how they usually come
         return super().feed(data)
 
     def _end(self, source: bytes | bytearray, start: int, searched: int) -> int:

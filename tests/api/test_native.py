@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.types import Message
 
-from gateway.api.models import MAX_MEMORY_BODY, Asked, _again, _without_question
+from gateway.api.models import MAX_MEMORY_BODY, Asked, _without_question
 
 
 def empty(path: str, **fields: Any) -> bool:
@@ -70,15 +69,6 @@ def test_100_a_model_is_unloaded_by_no_time_at_all_in_any_spelling(keep_alive: A
     asked = _without_question(body, prompted=True)
     assert asked is not None
     assert asked.unloads is unloads
-
-
-async def test_what_was_read_is_given_once_and_then_what_comes() -> None:
-    async def receive() -> Message:
-        return {"type": "http.disconnect"}
-
-    again = _again(b"body", receive)
-    assert await again() == {"type": "http.request", "body": b"body", "more_body": False}
-    assert [(await again())["type"] for _ in range(2)] == ["http.disconnect"] * 2
 
 
 @pytest.mark.parametrize("keep_alive", ["0", "+0", "-0.0s", "0m0s", "00h0.000ms"])

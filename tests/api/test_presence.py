@@ -8,32 +8,35 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from starlette.types import Message
 
 from gateway.api.presence import Crowd, Presence
 from gateway.errors import ClientLeft, ShuttingDown
 
 LIMIT = 10.0  # seconds; guards against a hang
-GONE: Message = {"type": "http.disconnect"}
-MORE: Message = {"type": "http.request", "body": b"", "more_body": False}
 
 
 class Client:
-    """The other end of `receive`: it is there until it leaves."""
+    """It is there until it leaves, and tells whoever watches, as the front door does."""
 
     def __init__(self) -> None:
-        self._messages: asyncio.Queue[Message] = asyncio.Queue()
-        self.asked = 0
+        self._left: Callable[[], None] | None = None
+        self._gone = False
+        self.watched = 0
 
-    async def receive(self) -> Message:
-        self.asked += 1
-        return await self._messages.get()
+    def watch(self, left: Callable[[], None] | None) -> None:
+        self._left = left
+        self.watched += left is not None
+        if self._gone:
+            self.leave()
 
     def leave(self) -> None:
-        self._messages.put_nowait(GONE)
+        self._gone = True
+        asyncio.get_running_loop().call_soon(self._tell)
 
-    def speak(self) -> None:
-        self._messages.put_nowait(MORE)
+    def _tell(self) -> None:
+        left, self._left = self._left, None
+        if left is not None:
+            left()
 
 
 class Block:
@@ -43,12 +46,12 @@ class Block:
         self.client, self.crowd = Client(), Crowd()
         self.entered = asyncio.Event()
         self.inner_cancelled = 0
-        self.presence = Presence(self.client.receive, self.crowd)
+        self.presence = Presence(self.client, self.crowd)
         self._work = work or self.forever
         self.task = asyncio.create_task(self._run(), name="block")
 
     async def _run(self) -> Any:
-        async with self.presence as presence:
+        with self.presence as presence:
             self.entered.set()
             return await self._work(presence)
 
@@ -63,7 +66,7 @@ class Block:
         """Wait until the work waits, and the client is watched."""
         async with asyncio.timeout(LIMIT):
             await self.entered.wait()
-            while not self.client.asked:
+            while not self.client.watched:
                 await asyncio.sleep(0)
         return self
 
@@ -104,9 +107,8 @@ async def test_after_a_client_left_the_asyncio_task_is_not_cancelled_any_more() 
     async def run() -> None:
         client = Client()
         client.leave()
-        with pytest.raises(ClientLeft):
-            async with Presence(client.receive, Crowd()):
-                await asyncio.get_running_loop().create_future()
+        with pytest.raises(ClientLeft), Presence(client, Crowd()):
+            await asyncio.get_running_loop().create_future()
         task = asyncio.current_task()
         assert task is not None
         after.append(task.cancelling())
@@ -117,17 +119,6 @@ async def test_after_a_client_left_the_asyncio_task_is_not_cancelled_any_more() 
 
     await asyncio.create_task(run(), name="caller")
     assert after == [0, 0]
-
-
-async def test_what_a_client_says_besides_is_no_departure() -> None:
-    block = await Block().inside()
-    for _ in range(3):
-        block.client.speak()
-    await turns()
-    assert not block.task.done()
-    block.client.leave()
-    with pytest.raises(ClientLeft):
-        await block.end()
 
 
 async def test_a_block_that_ends_by_itself_gives_its_result_and_stops_watching() -> None:
@@ -153,7 +144,7 @@ async def test_all_who_are_present_can_be_ended_with_a_cause() -> None:
     client, crowd = Client(), Crowd()
 
     async def present() -> None:
-        async with Presence(client.receive, crowd):
+        with Presence(client, crowd):
             await asyncio.get_running_loop().create_future()
 
     tasks = [asyncio.create_task(present(), name=f"call {number}") for number in range(3)]
@@ -205,9 +196,8 @@ async def test_a_cancellation_that_was_refused_before_the_block_does_not_hide_a_
             await asyncio.get_running_loop().create_future()
         client = Client()
         client.leave()
-        with pytest.raises(ClientLeft):
-            async with Presence(client.receive, Crowd()):
-                await asyncio.get_running_loop().create_future()
+        with pytest.raises(ClientLeft), Presence(client, Crowd()):
+            await asyncio.get_running_loop().create_future()
 
     task = asyncio.create_task(run(), name="caller")
     await turns()
@@ -216,10 +206,13 @@ async def test_a_cancellation_that_was_refused_before_the_block_does_not_hide_a_
 
 
 async def test_a_time_limit_around_the_block_is_still_a_time_limit() -> None:
-    client = Client()
+    async def run() -> None:
+        async with asyncio.timeout(0):
+            with Presence(Client(), Crowd()):
+                await asyncio.get_running_loop().create_future()
+
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0), Presence(client.receive, Crowd()):
-            await asyncio.get_running_loop().create_future()
+        await run()
 
 
 async def test_a_time_limit_inside_the_block_is_not_mistaken_for_a_departure() -> None:
@@ -276,7 +269,7 @@ async def test_a_departure_after_the_answer_was_complete_is_none() -> None:
 
     async def work(presence: Presence) -> str:
         await turns()
-        presence.finished()
+        presence.over()
         await go.wait()
         return "done"
 
@@ -294,7 +287,7 @@ async def test_a_departure_in_the_very_moment_of_completion_is_none() -> None:
     async def work(presence: Presence) -> str:
         await turns()
         block.client.leave()  # the watcher has not been told yet
-        presence.finished()
+        presence.over()
         await turns()
         return "done"
 
@@ -312,7 +305,7 @@ async def test_who_was_gone_before_the_block_began_is_noticed_at_its_first_wait(
 async def test_an_interruption_after_the_block_harms_nobody() -> None:
     async def run() -> str:
         client = Client()
-        async with Presence(client.receive, Crowd()) as presence:
+        with Presence(client, Crowd()) as presence:
             await turns()
         client.leave()
         await turns()
@@ -327,11 +320,10 @@ async def test_a_block_inside_another_knows_whose_client_left() -> None:
     heard: list[str] = []
 
     async def run() -> None:
-        async with Presence(outer.receive, Crowd()):
-            with contextlib.suppress(ClientLeft):
-                async with Presence(inner.receive, Crowd()):
-                    inner.leave()
-                    await asyncio.get_running_loop().create_future()
+        with Presence(outer, Crowd()):
+            with contextlib.suppress(ClientLeft), Presence(inner, Crowd()):
+                inner.leave()
+                await asyncio.get_running_loop().create_future()
             heard.append("inner")
             outer.leave()
             await asyncio.get_running_loop().create_future()

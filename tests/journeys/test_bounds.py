@@ -59,7 +59,7 @@ async def test_what_is_open_is_told_at_the_scrape_and_is_gone_with_its_client() 
         connections, tasks = await told(0.0)
         async with house.asking(ask("x", stream=True, max_tokens=10_000)) as wire:
             await wire.until(b"data: ")
-            assert await told(10.0) == (connections + 1, tasks + 2)  # the call and its watcher
+            assert await told(10.0) == (connections + 1, tasks + 1)
             wire.leave()
             await house.quiet()
         await house.until(lambda: not house.server.server_state.connections)

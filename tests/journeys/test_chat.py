@@ -70,7 +70,7 @@ async def test_a_stream_arrives_as_server_sent_events_and_ends_with_done() -> No
 async def test_each_token_is_passed_on_before_the_next_is_made() -> None:
     async with pair() as house:
         coding = house.simulator("coding")
-        coding.faults.arm("hang_mid_stream", after=2)
+        coding.faults.arm("hang_mid_stream", path="/v1", after=2)
         async with house.asking(ask("say: one two three", model=CODER, stream=True)) as wire:
             await wire.until(b"one")
             assert b"[DONE]" not in wire.seen

@@ -368,7 +368,7 @@ def _held(waiter: Waiter) -> bool:
 def _failed(waiter: Waiter) -> bool:
     """Whether its attempt has its verdict; its lease ends in the same breath."""
     lease = waiter.outcome
-    return isinstance(lease, Lease) and lease._error is not None
+    return isinstance(lease, Lease) and lease._failed
 
 
 def _could_take(instance: Instance, model: str, now: float) -> bool:

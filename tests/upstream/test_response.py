@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from gateway.errors import BadAnswer, ConnectionLost
-from gateway.upstream.connection import Connection
+from gateway.upstream import Request
+from gateway.upstream.connection import MAX_UNTAKEN, Connection
 from tests.upstream.scripted import (
     CHUNKED,
     HELLO,
@@ -48,7 +49,7 @@ async def test_who_asks_is_told_when_an_answer_is_whole_while_nobody_reads() -> 
     async with speaking(ending(end)) as instance, reaching(instance.url) as upstream:
         with await upstream.open(POST, connect=5, first=5) as response:
             assert await response.read() == b"hello"
-            response.when_over(told.set)
+            response.when_changed(told.set)
             assert not response.whole
             end.set()
             async with asyncio.timeout(5):
@@ -64,7 +65,7 @@ async def test_a_reader_that_waits_is_given_the_end_and_nobody_is_told_of_it() -
     end, told = asyncio.Event(), asyncio.Event()
     async with speaking(ending(end)) as instance, reaching(instance.url) as upstream:
         with await upstream.open(POST, connect=5, first=5) as response:
-            response.when_over(told.set)
+            response.when_changed(told.set)
             assert await response.read() == b"hello"
             reader = asyncio.ensure_future(response.read_all(100))
             await asyncio.sleep(0)
@@ -84,7 +85,7 @@ async def test_an_answer_that_was_left_tells_nobody_of_the_next_one_on_its_conne
     async with speaking(script) as instance, reaching(instance.url) as upstream:
         with await upstream.open(POST, connect=5, first=5) as left:
             assert await left.read_all(100) == b"hello"
-        left.when_over(told.set)
+        left.when_changed(told.set)
         with await upstream.open(POST, connect=5, first=5) as response:
             assert response.reused
             end.set()
@@ -102,7 +103,7 @@ async def test_who_asks_is_told_when_an_answer_breaks_off_while_nobody_reads_and
 
     async with speaking(cut) as instance, reaching(instance.url) as upstream:
         with await upstream.open(POST, connect=5, first=5) as response:
-            response.when_over(told.set)
+            response.when_changed(told.set)
             response.check()
             assert not response.over
             end.set()
@@ -117,10 +118,44 @@ async def test_who_asks_is_told_when_an_answer_breaks_off_while_nobody_reads_and
 async def test_a_whole_answer_is_sound_whatever_becomes_of_its_connection() -> None:
     async with speaking(once(HELLO)) as instance, reaching(instance.url) as upstream:
         with await upstream.open(POST, connect=5, first=5) as response:
-            await until(lambda: response._connection.lost)
+            await until(lambda: response._connection.failure is not None)
             assert (response.over, response.whole) == (True, True)
             response.check()
             assert await response.read_all(100) == b"hello"
+
+
+async def test_what_is_taken_without_waiting_lets_an_instance_go_on_that_was_made_to_wait() -> None:
+    large = b"%x\r\n%b\r\n" % (MAX_UNTAKEN, b"z" * MAX_UNTAKEN)
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(STARTED + large + large + END)
+
+    async with speaking(script) as instance, reaching(instance.url) as upstream:
+        with await upstream.open(POST, connect=5, first=5) as response:
+            await until(lambda: response._connection.paused)
+            taken = b""
+            while not response.whole or not response.over:
+                taken += response.unread()
+                await asyncio.sleep(0)
+            assert len(taken + response.unread()) == len(b"hello") + 2 * MAX_UNTAKEN
+
+
+async def test_an_instance_is_waited_for_when_all_it_said_was_read_and_it_has_more_to_say() -> None:
+    end = asyncio.Event()
+    async with speaking(ending(end)) as instance, reaching(instance.url) as upstream:
+        with await upstream.open(POST, connect=5, first=5) as response:
+            await until(lambda: response._answer.untaken > 0)
+            assert not response.waits, "something is unread"
+            assert response.unread() == b"hello"
+            assert response.waits
+            end.set()
+            await until(lambda: response.whole)
+            assert not response.waits, "it is over"
+
+
+def test_a_request_in_a_log_or_a_traceback_does_not_show_what_it_asks() -> None:
+    assert "secret" not in repr(Request(b"POST", b"/v1/chat/completions", body=b"secret"))
 
 
 # Left

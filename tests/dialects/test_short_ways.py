@@ -1,0 +1,115 @@
+"""What nearly every frame and answer looks like is passed on after one look: exactly as the long way would have it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.call import Frame
+from gateway.dialects import repairs
+from gateway.dialects.chunks import ChunkReader
+
+NEVER = re.compile(rb"(?!)")
+TEXT = st.text(st.sampled_from('ab \n"\\é€\x7f\x1f{}[]:,💡')) | st.sampled_from(["", " token", "\u2028"])
+UNSOUND = [b"\\q", b"\xff", b"\x01", b"a\\", b"\\u12", b"\\ud800", b"\x7f", b"\n"]
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            b'{"id":"chatcmpl-7","object":"chat.completion.chunk","created":17,"model":"m"',
+            b',"system_fingerprint":"fp_ollama"',
+            b',"choices":[{"index":0,"delta":{"content":"',
+            b'"},"finish_reason":null}]}',
+            b'"},"finish_reason":"stop"}]}',
+            b'","role":"assistant"},"finish_reason":null}]}',
+            b'","tool_calls":[]},"finish_reason":null}]}',
+            b"a token",
+            b"\\u00e9",
+            b"\\q",
+            "é".encode(),
+            b"\xff",
+            b'"',
+        ]
+    )
+)
+
+
+def chunk(delta: dict[str, object], finish: str | None = None, **more: object) -> bytes:
+    choices = [{"index": 0, "delta": delta, "finish_reason": finish}]
+    fields = {"id": "chatcmpl-7", "object": "chat.completion.chunk", "created": 17, "model": "m", "choices": choices}
+    return json.dumps(fields | more, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+
+
+CHUNKS = st.one_of(
+    st.builds(lambda text: chunk({"content": text}), TEXT),
+    st.builds(lambda text: chunk({"content": text}, system_fingerprint="fp_ollama"), TEXT),
+    st.builds(lambda text: chunk({"role": "assistant", "content": text}), TEXT),
+    st.builds(lambda text: chunk({"content": text}, "stop"), TEXT),
+    st.builds(lambda text: chunk({"content": text}, usage={"prompt_tokens": 0}), TEXT),
+    st.builds(lambda text: chunk({"reasoning": text, "content": ""}), TEXT),
+    st.builds(lambda text: chunk({"content": text}, model="another", created=18), TEXT),
+    st.builds(b"".join, PIECES),
+    st.builds(lambda text: chunk({"content": "here"}).replace(b"here", text), st.sampled_from(UNSOUND)),
+)
+
+
+class TheLongWay(ChunkReader):
+    """Looks at every chunk."""
+
+    def __init__(self) -> None:
+        super().__init__("ours", show_usage=False)
+        self._identified.plain_text = lambda event: b""  # type: ignore[method-assign]
+
+
+def read(reader: ChunkReader, stream: list[bytes]) -> Iterator[Frame]:
+    for payload in stream:
+        yield from reader.feed(b"data: " + payload + b"\n\n")
+
+
+@given(stream=st.lists(CHUNKS, max_size=8), begun=st.booleans())
+def test_a_frame_is_the_same_by_the_short_way(stream: list[bytes], begun: bool) -> None:
+    if begun:
+        stream = [chunk({"role": "assistant", "content": "a"}), chunk({"content": "b"}), *stream]
+    short = ChunkReader("ours", show_usage=False)
+    assert list(read(short, stream)) == list(read(TheLongWay(), stream))
+
+
+def test_the_short_way_is_taken_by_plain_text_once_the_answer_has_begun() -> None:
+    reader = ChunkReader("ours", show_usage=False)
+    list(read(reader, [chunk({"role": "assistant", "content": "a"}), chunk({"content": "b"})]))
+    event = b"data: " + chunk({"content": " plain"}) + b"\n\n"
+    assert reader._identified.plain_text(event) == event.replace(b"chatcmpl-7", b"ours")
+
+
+def answer(text: str, **message: object) -> bytes:
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    choices = [{"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": "stop"}]
+    fields = {"id": "chatcmpl-7", "object": "chat.completion", "created": 17, "model": "m", "choices": choices}
+    return json.dumps({**fields, "usage": usage}, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+
+
+ANSWERS = st.one_of(
+    st.builds(answer, TEXT),
+    st.builds(lambda text: answer(text, reasoning="why"), TEXT),
+    st.builds(lambda text: answer(text, tool_calls=[{"function": {"name": "f"}}]), TEXT),
+    st.builds(lambda text: answer(text).replace(b'"total_tokens":3', b'"total_tokens":null'), TEXT),
+    st.builds(lambda text: answer(text).replace(b'"role":"assistant",', b""), TEXT),
+    st.builds(lambda text: answer(text).replace(b'{"id"', b'{"error":null,"id"'), TEXT),
+)
+
+
+@given(body=ANSWERS, twice=st.booleans())
+@settings(max_examples=300)
+def test_a_finished_answer_is_the_same_by_the_short_way(body: bytes, twice: bool) -> None:
+    short = repairs.answer_mended(body, "ours", reasoning_content=twice)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repairs, "_PLAIN_ANSWER", NEVER)
+        assert short == repairs.answer_mended(body, "ours", reasoning_content=twice)
+
+
+def test_the_short_way_is_taken_by_an_answer_of_text() -> None:
+    assert repairs._PLAIN_ANSWER.fullmatch(answer('some "text" and more é'))
