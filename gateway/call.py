@@ -176,6 +176,7 @@ class Call(Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = {}  # only those a route matches on
     conversation: str = ""  # what the client calls it; "" where it does not
     agent: str = ""  # the client's User-Agent: Ollama answers some clients differently (ollama.md §2.6)
+    trace: str = ""  # the client's traceparent, as it came: whoever collects traces sees the instance's part in it
     caller: str = ""  # whose share of the line it takes; from a closed set
     priority: Priority | None = None  # as the client asked; None where it did not
     deadline: float | None = None  # loop time by which the client wants its answer; None where it does not say

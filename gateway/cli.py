@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gateway.server import Server
 
 DEFAULT_FILE = Path("routes.yaml")
-NOT_SO, WRONG = 1, 2
+NOT_SO, WRONG, NO_PORT = 1, 2, 3
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -255,6 +255,9 @@ async def _serve(loaded: Loaded, source: Given | None) -> None:
         announcing = asyncio.create_task(_announce(engine, server), name="announce")
         try:
             await server.serve()
+        except OSError as error:
+            click.echo(f"cannot listen at server.ops_port: {error.strerror or error}", err=True)
+            sys.exit(NO_PORT)
         finally:
             announcing.cancel()
 

@@ -266,7 +266,9 @@ class Journey:
         request = Request(
             method=b"POST",
             path=call.operation.path.encode(),
-            headers=tuple(request_headers(call.request_id, call.agent, content_type=call.wish.content_type)),
+            headers=tuple(
+                request_headers(call.request_id, call.agent, call.trace, content_type=call.wish.content_type)
+            ),
             body=await sized(len(call.body), call.operation.write, call, candidate.spelt or candidate.model),
         )
         upstream = self.means.setting.upstreams.get(candidate.instance)

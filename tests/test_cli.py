@@ -163,6 +163,18 @@ def test_an_address_in_use_is_exit_status_3(tmp_path: Path) -> None:
     assert "in use" in told.stderr
 
 
+def test_a_port_for_probes_that_is_taken_is_told_in_a_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (tmp_path / "routes.yaml").write_text(
+            f"server: {{port: 0, ops_port: {port}}}\ninstances: [{{name: one, url: 'http://127.0.0.1:1'}}]\n"
+        )
+        told = run("serve", cwd=tmp_path)
+    assert told.returncode == 3
+    assert "server.ops_port" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
 def test_a_wrong_configuration_is_exit_status_2_with_every_problem_and_its_place(tmp_path: Path) -> None:
     (tmp_path / "routes.yaml").write_text(
         "instances:\n  - name: a\n    urll: http://x:1\n    max_concurrent: 0\n"

@@ -165,6 +165,7 @@ def _call(
         priority=_priority(headers),
         deadline=_deadline(headers, wish, record.arrived),
         agent=_text(headers, b"user-agent"),
+        trace=_text(headers, b"traceparent"),
         no_store=b"no-store" in headers.get(b"cache-control", b""),
         reasoning_content=config.openai.reasoning_content,
     )

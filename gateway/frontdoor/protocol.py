@@ -42,7 +42,7 @@ from gateway.frontdoor.cycle import Cycle, Room, status_line
 from gateway.frontdoor.door import Door
 from gateway.frontdoor.head import MAX_TARGET, METHODS, flaw
 
-MAX_HEAD = 64 * 1024  # bytes
+MAX_HEAD = 32 * 1024  # bytes; clients need as much (clients.md §9 A 20)
 MAX_HEADERS = 100  # its trailers have as many
 MAX_FRAMING = 4 * 1024  # bytes between two pieces of a chunked body, or of its trailers
 SLICE = 4 * 1024  # of a chunked body: fed at a time, so that what lies between two pieces of it is noticed

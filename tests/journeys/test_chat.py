@@ -186,11 +186,14 @@ async def test_models_are_listed_once_for_the_whole_pool_and_found_by_id() -> No
 
 
 async def test_nothing_of_the_clients_headers_but_what_is_meant_to_reaches_the_instance() -> None:
+    trace = f"00-{'a' * 32}-{'b' * 16}-01"
     async with pair() as house:
         await house.chat(
-            model=CODER, Authorization="Bearer secret", Cookie="a=b", Origin="http://evil", User_Agent="me/1"
-        )
+            model=CODER, Authorization="Bearer secret", Cookie="a=b", Origin="http://evil", User_Agent="me/1",
+            Traceparent=trace,
+        )  # fmt: skip
         seen = house.seen("coding")
+        assert seen.header("traceparent") == trace
         assert seen.header("authorization") is None
         assert seen.header("cookie") is None
         assert seen.header("origin") is None
