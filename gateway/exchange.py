@@ -106,7 +106,8 @@ class Exchange:
             self._flow()
             await self._over
         finally:
-            sink.room.told = None
+            if sink.room.told == self._flow:  # else the next answer on this connection has it by now
+                sink.room.told = None
             self._response.when_changed(None)
         if self._failure is not None:
             raise self._failure
