@@ -10,6 +10,7 @@ import pytest
 
 from tests.faults.asking import (
     CHAT,
+    COMPLETIONS,
     GENERATE,
     MESSAGES,
     NATIVE,
@@ -20,6 +21,7 @@ from tests.faults.asking import (
     each_dialect,
     failures,
     one,
+    two,
     words,
 )
 from tests.faults.proxy import Flow, Say
@@ -116,6 +118,19 @@ async def test_s5_a_frame_that_never_ends_is_told_of_at_its_limit_and_takes_no_m
         }
 
 
+@either
+async def test_s5_a_frame_beyond_the_limit_is_not_passed_on_though_it_ends(dialect: Dialect) -> None:
+    async with one() as house:
+        frames = [said(dialect, "fine"), said(dialect, "x" * 9 * MIB), closing(dialect)]
+        house.proxies["alpha"].downstream = Say(data=HEAD + b"".join(map(chunk, frames)) + END, times=1)
+        with within(64 * MIB):  # the nine of the test itself, too, some of them three times
+            reply = await house.post(dialect.path, dialect.ask("x"))
+        assert (reply.status, dialect.said(reply)) == (200, ["fine"])
+        assert "longer than the limit of 8388608 bytes" in dialect.failure(reply)[1]
+        assert dialect.end not in reply.body
+        assert (await house.chat("say: next")).text.strip() == "next"
+
+
 @pytest.mark.parametrize("dialect", [CHAT, RESPONSES, GENERATE], ids=lambda one: one.path)
 async def test_s6_ten_thousand_tokens_at_once_arrive_as_they_were_said_and_hold_nobody_else_up(
     dialect: Dialect,
@@ -143,7 +158,7 @@ async def test_s7_a_line_that_is_no_json_is_passed_on_as_it_is_where_we_translat
         assert await failures(house) == {}
 
 
-@pytest.mark.parametrize("dialect", [CHAT, RESPONSES, MESSAGES], ids=lambda one: one.path)
+@pytest.mark.parametrize("dialect", [CHAT, COMPLETIONS, RESPONSES, MESSAGES], ids=lambda one: one.path)
 async def test_s7_elsewhere_it_ends_the_stream_with_an_error(dialect: Dialect) -> None:
     async with one() as house:
         house.simulator("alpha").faults.arm("bad_frame", path=dialect.path, after=2)
@@ -156,6 +171,49 @@ async def test_s7_elsewhere_it_ends_the_stream_with_an_error(dialect: Dialect) -
             "failed stream_broken": 1,
             "interrupted stream_broken": 1,
         }
+
+
+MALFORMED = [
+    b"{",
+    b'{"choices":[{"delta":',
+    b'{"choices":"\xff\xfe"}',
+    b"[]",
+    b"7",
+    b"null",
+    b'"word"',
+    b"<html>",
+    b"{}{}",
+]
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+async def test_s7_whatever_is_wrong_with_it(what: bytes) -> None:
+    async with one() as house:
+        events = said(CHAT, "fine") + framed(CHAT, what) + said(CHAT, "more") + closing(CHAT)
+        house.proxies["alpha"].downstream = Say(data=HEAD + chunk(events) + END, times=1)
+        reply = await house.chat(stream=True)
+        assert (reply.status, CHAT.said(reply)) == (200, ["fine"])
+        assert CHAT.failure(reply)[0] == "stream_interrupted"
+        assert CHAT.end not in reply.body
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+async def test_s7_and_where_nothing_is_translated_it_is_as_it_was_to_the_byte(what: bytes) -> None:
+    async with one() as house:
+        lines = said(NATIVE, "fine") + framed(NATIVE, what) + said(NATIVE, "more") + closing(NATIVE)
+        house.proxies["alpha"].downstream = Say(data=HEAD + chunk(lines) + END, times=1)
+        reply = await house.post(NATIVE.path, NATIVE.ask("x"))
+        assert (reply.status, reply.body) == (200, lines)
+        assert await failures(house) == {}
+
+
+@pytest.mark.parametrize("dialect", [CHAT, COMPLETIONS, RESPONSES, MESSAGES], ids=lambda one: one.path)
+async def test_s7_before_the_first_word_it_is_tried_elsewhere(dialect: Dialect) -> None:
+    async with two() as house:
+        house.simulator("alpha").faults.arm("bad_frame", path=dialect.path)
+        reply = await house.post(dialect.path, dialect.ask("say: one two three"))
+        assert (reply.status, reply.instance, "".join(dialect.said(reply))) == (200, "beta", "one two three")
+        assert await failures(house) == {"error alpha stream_broken": 1, "retry stream_broken tried": 1}
 
 
 @each_dialect
