@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.faults.asking import (
@@ -26,7 +27,7 @@ from tests.faults.asking import (
 )
 from tests.faults.proxy import Flow, Say
 from tests.faults.test_bad_answers import MIB, within
-from tests.house import MODEL, Reply
+from tests.house import MODEL, NO_TLS, Reply
 
 ODD = 'say: naïve ☃ 𝄞 \u2028\u0085 \\ " \t{ } text'
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -71,6 +72,17 @@ async def test_s4_a_stream_is_the_same_however_its_bytes_are_cut(piece: int, dia
         assert alike(cut.body) == alike(whole.body)
         assert "".join(dialect.said(cut)).split() == ODD.removeprefix("say: ").split()
         assert dialect.end in cut.body
+        house.proxies["alpha"].downstream = Flow()
+
+
+@each_dialect
+async def test_s4_so_is_a_whole_answer_that_comes_byte_by_byte(dialect: Dialect) -> None:
+    async with one() as house:
+        whole = await house.post(dialect.path, dialect.ask(ODD, stream=False))
+        house.proxies["alpha"].downstream = Flow(piece=1)
+        cut = await house.post(dialect.path, dialect.ask(ODD, stream=False))
+        assert (cut.status, alike(cut.body)) == (200, alike(whole.body))
+        assert "cache-status" not in cut.headers or "hit" not in cut.headers["cache-status"]
         house.proxies["alpha"].downstream = Flow()
 
 
@@ -224,6 +236,26 @@ async def test_s8_of_two_end_markers_the_first_counts_and_nothing_after_it_is_pa
         for _ in range(2):
             reply = await house.post(dialect.path, dialect.ask("say: enough"))
             assert alike(reply.body) == alike(whole.body)
+        assert await failures(house) == {}
+
+
+@each_dialect
+async def test_s8_nor_is_a_second_answer_behind_the_first_and_its_connection_is_closed(dialect: Dialect) -> None:
+    """The instance's own words twice, and no end of the message: only their end marker ends them."""
+    async with one() as house:
+        proxy = house.proxies["alpha"]
+        async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as client:
+            asked_itself = await client.post(
+                house.simulator("alpha").url + dialect.path, json=dialect.ask("say: enough")
+            )
+        raw = asked_itself.content
+        whole = await house.post(dialect.path, dialect.ask("say: enough"))
+        before = proxy.over
+        proxy.downstream = Say(data=HEAD + chunk(raw) + chunk(raw), times=1)
+        reply = await house.post(dialect.path, dialect.ask("say: enough"))
+        assert alike(reply.body) == alike(whole.body)
+        await house.until(lambda: proxy.over == before + 1)
+        assert (await house.chat("say: next")).text.strip() == "next"
         assert await failures(house) == {}
 
 
