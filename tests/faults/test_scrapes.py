@@ -99,13 +99,13 @@ async def test_l8_fifty_scrapes_a_second_of_many_series_are_one_rendering_and_no
                 scrapes.append(asyncio.create_task(scrape(), name="scrape"))
                 await asyncio.sleep(PACE)  # the load itself: so many a second at most
             await asyncio.gather(*scrapes)
-            passed = loop.time() - began
+            passed, longest = loop.time() - began, steps.longest  # not yet this step, in which garbage is collected
         finished.set()
         assert min(await asyncio.gather(*calling)) > 3
         assert len(seen.threads) <= passed / WINDOW + 1
         assert len(scrapes) > 2 * len(seen.threads), "so few scrapes would be one rendering each"
         assert threading.main_thread() not in seen.threads
-        assert steps.longest < each / 2
+        assert longest < each / 2
 
 
 async def test_l8_a_gateway_that_was_stopped_beyond_a_limit_blames_nobody_and_serves_on(
