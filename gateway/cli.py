@@ -265,7 +265,7 @@ async def _serve(loaded: Loaded, source: Given | None) -> None:
 def _settle() -> None:
     """What is there by now stays for good: the collector need not look at it again, which would hold up all calls.
 
-    What a call leaves behind holds no circles, but what a probe does (httpx) has some: so the young are looked at often.
+    What a call leaves behind holds no circles, but what a probe does (httpx) has some: the young are looked at often.
     """
     gc.collect()
     gc.freeze()

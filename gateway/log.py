@@ -38,8 +38,7 @@ def configure(config: LogConfig, out: TextIO = sys.stderr) -> None:
     outlet = outlet_for(out)
     as_text = config.format == "text" or (config.format == "auto" and out.isatty())
     level = logging.getLevelNamesMapping()[config.level.upper()]
-    form = _for_people(out) if as_text else [_json]
-    chain: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, _tame_trace, *form]
+    chain = _for_people(out) if as_text else [_json]
     ours = SimpleNamespace(**dict.fromkeys(_LEVELS, outlet.write))
     structlog.configure(
         processors=chain,
@@ -59,6 +58,7 @@ def configure(config: LogConfig, out: TextIO = sys.stderr) -> None:
 
 def _for_people(out: TextIO) -> list[structlog.typing.Processor]:
     return [
+        _told_in_full,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
         _tame,
@@ -109,7 +109,9 @@ def _tamed(text: str) -> str:
     return (text if text.isprintable() else text.translate(_CONTROL))[:MAX_TEXT]
 
 
-def _tame_trace(_: Any, __: str, event: Facts) -> Facts:
+def _told_in_full(logger: Any, level: str, event: Facts) -> Facts:
+    """With the traceback where there is an exception."""
+    event = structlog.processors.format_exc_info(logger, level, event)
     if "exception" in event:
         event["exception"] = event["exception"].translate(_CONTROL_IN_TRACE)
     return event
@@ -121,7 +123,9 @@ def _is_tame(line: bytes) -> bool:
     return plain and max(map(len, line.split(b'"'))) <= MAX_TEXT
 
 
-def _json(_: Any, level: str, event: Facts) -> str:
+def _json(logger: Any, level: str, event: Facts) -> str:
+    if "exc_info" in event:
+        event = _told_in_full(logger, level, event)
     now = datetime.now(UTC).isoformat()
     line: Facts = {"timestamp": f"{now[:-6]}Z", "level": level, "event": ""}
     line.update(event)
@@ -129,5 +133,5 @@ def _json(_: Any, level: str, event: Facts) -> str:
         data = msgspec.json.encode(line, enc_hook=str)
         if _is_tame(data):
             return data.decode("ascii")
-    text = msgspec.json.encode(_tame(_, level, line), enc_hook=str).decode()
+    text = msgspec.json.encode(_tame(logger, level, line), enc_hook=str).decode()
     return text if text.isascii() else text.translate(_LINE_ENDS)

@@ -23,6 +23,8 @@ def stands_for(model: str, aliases: Mapping[str, str]) -> str:
 
 def unaliased(call: Call, aliases: Mapping[str, str]) -> Call:
     """`call` as if the client had named what its model stands for. `call.wish.model` still tells what it did name."""
+    if not aliases:
+        return call
     meant = stands_for(call.model, aliases)
     if meant == call.model:
         return call

@@ -32,6 +32,8 @@ from gateway.upstream.connection import Answer, Connection
 
 OURS = frozenset({b"host", b"content-length", b"transfer-encoding", b"accept-encoding", b"connection"})
 
+GLANCE = 0.01  # seconds for a last look at what has come: loops that run timers before they read see it by then
+
 _UNSAFE_LINE = re.compile(rb"[\x00-\x20\x7f]")
 _WORDS = {  # of a connection that failed; `probe` adds the likely fix
     errno.ECONNREFUSED: "connection refused",
@@ -66,6 +68,7 @@ class Response:
         "_connection",
         "_due",
         "_idle",
+        "_late",
         "_release",
         "_timer",
         "_until",
@@ -92,6 +95,7 @@ class Response:
         self._closed = False
         self._until = self._due = math.inf  # loop time: the limit for the first token; when the timer fires
         self._idle: float | None = None  # seconds
+        self._late = False  # time was up when it was last looked
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -230,7 +234,11 @@ class Response:
         if self._idle is not None:
             due = (now if connection.paused else connection.last_data) + self._idle
         if now < due:
+            self._late = False
             self._arm(due)
+        elif not self._late:  # who was stopped or stuck meanwhile has yet to read what came
+            self._late = True
+            self._arm(now + GLANCE)
         elif self._idle is None:
             connection.fail(FirstTokenTimeout, "no token within its time limit")
         else:

@@ -97,6 +97,7 @@ async def test_u12_where_there_is_another_instance_the_client_does_not_notice(an
         ("endless_headers", True, 3 * MIB),
         ("endless_headers", False, 3 * MIB),
         ("endless_frame", True, 24 * MIB),  # an event may have 8 MiB, as a line of Ollama's own
+        ("endless_frame", False, 72 * MIB),  # a whole answer may have 64 MiB
     ],
 )
 async def test_u12_what_never_ends_is_not_waited_for_and_takes_no_memory(kind: str, stream: bool, most: int) -> None:
@@ -115,6 +116,31 @@ async def test_u12_a_wrong_length_is_no_answer_either_whichever_way_it_is_wrong(
         answer = OK + b"Content-Length: %d\r\n\r\n%b" % (length, JSON)
         house.proxies["alpha"].downstream = Say(data=answer, close=True, times=1)
         refused(CHAT, await house.chat(), 502, code)
+        await still_works(house)
+
+
+async def test_u12_a_stream_longer_than_its_length_ends_where_that_says_and_is_told_of() -> None:
+    async with one() as house:
+        body = FRAME % b"half" + END
+        answer = OK + b"Content-Length: %d\r\n\r\n%b" % (len(body) - len(END) + 5, body)
+        house.proxies["alpha"].downstream = Say(data=answer, times=1)
+        reply = await house.chat(stream=True)
+        assert (reply.status, CHAT.said(reply), CHAT.failure(reply)[0]) == (200, ["half"], "stream_interrupted")
+        assert CHAT.end not in reply.body
+        await still_works(house)
+
+
+async def test_u12_a_stream_shorter_than_its_length_is_whole_once_its_end_marker_came_and_its_connection_is_over() -> (
+    None
+):
+    async with one() as house:
+        proxy = house.proxies["alpha"]
+        before, body = proxy.over, FRAME % b"whole" + END
+        proxy.downstream = Say(data=OK + b"Content-Length: %d\r\n\r\n%b" % (len(body) + 10, body), times=1)
+        reply = await house.chat(stream=True)
+        assert (reply.status, reply.text, reply.events[-1]) == (200, "whole", "[DONE]")
+        await house.until(lambda: proxy.over == before + 1)
+        assert await failures(house) == {}
         await still_works(house)
 
 
@@ -174,6 +200,17 @@ async def test_u14_a_compressed_answer_that_nobody_asked_for_is_a_502_and_not_in
         refused(CHAT, reply, 502, "bad_upstream_response")
         assert house.seen("alpha").header("accept-encoding") == "identity"
         await still_works(house)
+
+
+@pytest.mark.parametrize("head", [b"302 Found\r\nLocation: http://127.0.0.1:1/", b"200 OK\r\nContent-Encoding: gzip"])
+@each_family
+async def test_u14_where_there_is_another_instance_neither_is_noticed(head: bytes, dialect: Dialect) -> None:
+    async with two() as house:
+        answer = b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n" % (head, len(BOMB)) + BOMB
+        house.proxies["alpha"].downstream = Say(data=answer)
+        reply = await house.post(dialect.path, dialect.ask("say: fine"))
+        assert (reply.status, reply.instance, "".join(dialect.said(reply)).strip()) == (200, "beta", "fine")
+        assert await failures(house) == {"error alpha bad_answer": 1, "retry bad_answer tried": 1}
 
 
 FRAME = b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n'

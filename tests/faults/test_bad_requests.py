@@ -209,6 +209,17 @@ async def test_a_name_that_no_ollama_gives_a_model_is_no_models(name: str) -> No
             assert json.dumps(f"{name}:latest", ensure_ascii=False)[:-1] not in said
 
 
+@pytest.mark.parametrize("version", ['0.32"} 1\nx_evil 1', "0.32\r\nx-evil: 1", "0.32\x1b[2J", "0.32\u2028é", "\x00"])
+async def test_what_an_instance_says_its_version_is_stays_in_its_place(version: str) -> None:
+    async with House({"alpha": Behaviour(version=version)}) as house:
+        for target in ("/api/version", "/gateway/status", "/metrics", "/v1/models"):
+            ((_, head),) = await answers(house, [request(target, b"", method="GET")])
+            assert decent(head), head
+            said = (await house.get(target)).body.decode()
+            assert not re.search(r"^x.evil", said, re.MULTILINE)
+            assert not re.search(r"[\x00-\x09\x0b-\x1f]", said)
+
+
 # B13: a client may say what it likes, and nothing of it is remembered
 
 WARM = 8000  # the spelling of 4,096 names is kept for the sake of speed: until then what is remembered may grow

@@ -204,6 +204,26 @@ async def test_probes_that_fail_every_other_time_make_no_instance_flap() -> None
         house.simulator("alpha").faults.clear()
 
 
+def found_again(house: House) -> int:
+    """How often alpha's probes have told that it is there."""
+    return sum(line["event"] == "instance.up" and line["instance"] == "alpha" for line in house.lines)
+
+
+async def test_probes_that_succeed_every_other_time_bring_no_instance_back() -> None:
+    async with two(health=QUICK_PROBES) as house:
+        faults = house.simulator("alpha").faults
+        faults.arm("status", times=None, path="/api/version")
+        await house.until(lambda: state(house) == "down")
+        faults.arm("status", times=None, path="/api/version", every=2)
+        faults.remove(faults.armed[0])
+        good, bad, ups = probes(house, "ok"), probes(house, "failed"), found_again(house)
+        await house.until(lambda: min(probes(house, "ok") - good, probes(house, "failed") - bad) >= 20)
+        assert (found_again(house), state(house)) == (ups, "down")
+        assert {(await chat(house)).instance for _ in range(10)} == {"beta"}
+        faults.clear()
+        await house.until(lambda: state(house) == "healthy")
+
+
 # The last instance of a model (U16)
 
 

@@ -107,7 +107,7 @@ def descriptors(house: House) -> int:
 
 STEPS = 6
 POOLS = 1_000
-RACES = int(os.environ.get("FAULTS_RACES", "5000"))  # by hand 100,000: about a minute
+RACES = int(os.environ.get("FAULTS_RACES", "5000"))  # by hand 100,000: see docs/reliability.md
 
 
 @dataclass

@@ -11,6 +11,7 @@ import pytest
 from gateway.simulator import Behaviour
 from tests.faults.asking import (
     CHAT,
+    COMPLETIONS,
     MESSAGES,
     NATIVE,
     RESPONSES,
@@ -72,6 +73,22 @@ async def test_u7_and_of_fifty_calls_that_come_when_it_may_be_tried_again_exactl
         await house.quiet()
         assert (await house.chat()).instance == "alpha"
         assert state(house) == "slow_start"
+
+
+@pytest.mark.parametrize("what", ["busy", "rate_limited"])
+@each_dialect
+@streamed_or_whole
+async def test_u6_u9_whatever_the_words_and_the_dialect_a_busy_instance_costs_one_attempt_and_nobody_their_answer(
+    what: str, dialect: Dialect, stream: bool
+) -> None:
+    async with two(breaker={"failures": 1}) as house:
+        house.simulator("alpha").faults.arm(what, times=None, path=dialect.path)
+        reply = await house.post(dialect.path, dialect.ask("say: hello", stream=stream))
+        assert (reply.status, reply.instance, reply.headers["x-gateway-attempts"]) == (200, "beta", "2")
+        assert b"hello" in reply.body
+        assert (asked(house), state(house)) == (1, "saturated")
+        assert await failures(house) == {"error alpha upstream_busy": 1, "retry upstream_busy tried": 1}
+        house.simulator("alpha").faults.clear()
 
 
 @each_dialect
@@ -174,6 +191,22 @@ async def test_u10_an_error_after_status_200_and_before_the_first_word_is_tried_
         reply = await house.post(dialect.path, dialect.ask("say: here I am", stream=stream))
         assert (reply.status, reply.instance, reply.headers["x-gateway-attempts"]) == (200, "beta", "2"), reply.body
         assert b"it fell over" not in reply.body
+        assert await failures(house) == {"error alpha stream_broken": 1, "retry stream_broken tried": 1}
+
+
+@pytest.mark.parametrize("line", [b'data: {"error":"it fell over"}\n\n', b'{"error":"it fell over"}\n', b""])
+@pytest.mark.parametrize("dialect", [CHAT, COMPLETIONS, RESPONSES, MESSAGES], ids=lambda one: one.path)
+async def test_u10_so_it_is_where_that_error_is_not_in_the_dialects_own_form_or_is_no_event_at_all(
+    dialect: Dialect, line: bytes
+) -> None:
+    async with two() as house:
+        answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(line), line)
+        house.proxies["alpha"].downstream = Say(data=answer)
+        reply = await house.post(dialect.path, dialect.ask("say: here I am"))
+        assert (reply.status, reply.instance, reply.headers["x-gateway-attempts"]) == (200, "beta", "2"), reply.body
+        assert "".join(dialect.said(reply)) == "here I am"
+        assert b"it fell over" not in reply.body
+        assert dialect.end in reply.body
         assert await failures(house) == {"error alpha stream_broken": 1, "retry stream_broken tried": 1}
 
 

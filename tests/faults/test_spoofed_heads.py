@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -99,3 +100,20 @@ async def test_b14_script_in_a_name_a_path_or_an_instances_error_is_never_sent_a
             kind = reply.headers["content-type"].partition(";")[0]
             assert kind in ("application/json", "text/plain", "application/openmetrics-text"), reply.headers
             assert SCRIPT.encode() not in reply.body or kind == "application/json"
+
+
+async def test_b14_script_in_the_configuration_is_never_sent_as_a_page() -> None:
+    route = {"name": "scripted", "match": {"model": SCRIPT}, "to": [{"model": SCRIPT, "instance": "alpha"}]}
+    facts: dict[str, Any] = {"alpha": {"model": SCRIPT}}
+    async with House({"alpha": Behaviour()}, {"routes": [route]}, facts) as house:
+        replies = [await house.chat(model=SCRIPT), await house.post("/api/show", {"model": SCRIPT})] + [
+            await house.get(path)
+            for path in (
+                "/api/chat/models", "/v1/models", "/api/tags", "/gateway/status", "/gateway/line", "/metrics",
+                f"/gateway/explain?model={SCRIPT}",
+            )
+        ]  # fmt: skip
+        assert any(SCRIPT.encode() in reply.body for reply in replies), "nothing of it was told: so nothing was tried"
+        for reply in replies:
+            kind = reply.headers["content-type"].partition(";")[0]
+            assert kind == ("text/plain" if b"gateway_build_info" in reply.body else "application/json"), reply.headers

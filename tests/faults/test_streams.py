@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
+from gateway.simulator import SimulatedModel
 from tests.faults.asking import (
     CHAT,
+    COMPLETIONS,
+    MESSAGES,
+    RESPONSES,
     Dialect,
     alike,
     asked,
@@ -16,14 +20,16 @@ from tests.faults.asking import (
     each_family,
     failures,
     one,
+    refused,
     streamed_or_whole,
     two,
     words,
 )
 from tests.faults.proxy import Cut, Flow, Reset, Say
-from tests.house import Reply
+from tests.house import MODEL, Reply
 
 BROKEN = "stream_interrupted"
+EMBEDDER = "nomic-embed-text"
 
 
 def broken(dialect: Dialect, reply: Reply, code: str = BROKEN) -> list[str]:
@@ -143,6 +149,40 @@ async def test_s1_half_an_answer_is_never_kept_for_the_next_who_asks(kind: str, 
         assert asked(house) == 2
 
 
+@pytest.mark.parametrize("kind", ["reset", "cut", "short_length", "bad_frame"])
+@pytest.mark.parametrize(
+    ("path", "upstream", "body"),
+    [
+        ("/api/chat", "", {"message": "say: hello"}),  # the facade, whose answers are always kept
+        ("/v1/embeddings", "/v1/embeddings", {"model": EMBEDDER, "input": "hello"}),
+        ("/api/embed", "/api/embed", {"model": EMBEDDER, "input": "hello"}),
+    ],
+)
+async def test_s1_nor_is_half_of_what_is_kept_without_having_been_asked_for(
+    kind: str, path: str, upstream: str, body: dict[str, Any]
+) -> None:
+    models = (SimulatedModel(name=MODEL), SimulatedModel(name=EMBEDDER, capabilities=("embedding",)))
+    async with one(models=models) as house:
+        house.simulator("alpha").faults.arm(kind, path=upstream, after=1)
+        assert (await house.post(path, body)).status == 502
+        for _ in range(2):
+            assert (await house.post(path, body)).status == 200
+        assert asked(house) == 2
+
+
+@each_dialect
+async def test_s1_a_stream_that_broke_is_not_kept_for_who_asks_for_all_of_it(dialect: Dialect) -> None:
+    same: dict[str, Any] = {"temperature": 0, "options": {"temperature": 0}}
+    async with one() as house:
+        house.simulator("alpha").faults.arm("cut", path=dialect.path, after=2)
+        broken(dialect, await house.post(dialect.path, dialect.ask("say: hello my friend", **same)))
+        for stream in (True, False):
+            reply = await house.post(dialect.path, dialect.ask("say: hello my friend", stream=stream, **same))
+            assert (reply.status, "hit" in reply.headers.get("cache-status", "")) == (200, False)
+            assert b"friend" in reply.body
+        assert asked(house) == 3
+
+
 @each_dialect
 async def test_s2_an_error_in_the_middle_is_told_in_the_dialects_words_and_ends_it(dialect: Dialect) -> None:
     async with two() as house:
@@ -156,6 +196,18 @@ async def test_s2_an_error_in_the_middle_is_told_in_the_dialects_words_and_ends_
             "failed stream_broken": 1,
             "interrupted stream_broken": 1,
         }
+
+
+@pytest.mark.parametrize("dialect", [CHAT, COMPLETIONS, RESPONSES, MESSAGES], ids=lambda one: one.path)
+async def test_s2_so_does_one_that_is_not_in_the_dialects_own_form(dialect: Dialect) -> None:
+    async with two() as house:
+        body = _half(dialect) + b'data: {"error":"it fell over"}\n\n' + _half(dialect)
+        answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        house.proxies["alpha"].downstream = Say(data=answer)
+        reply = await house.post(dialect.path, dialect.ask("x"))
+        assert broken(dialect, reply) == ["half"]
+        assert "it fell over" in dialect.failure(reply)[1]
+        assert asked(house, "beta") == 0
 
 
 @each_dialect
@@ -191,3 +243,17 @@ async def test_s3_before_the_first_word_both_limits_are_a_status(stream: bool) -
         house.simulator("alpha").faults.arm("hang_before_headers", path="/v1")
         reply = await house.chat(stream=stream)
         assert (reply.status, CHAT.failure(reply)[0]) == (504, "timeout")
+
+
+@each_dialect
+async def test_s3_a_whole_answer_that_falls_silent_half_way_is_a_status_and_its_instance_is_told(
+    dialect: Dialect,
+) -> None:
+    """No limit for each silence: nobody sees it pause, so only the limit of the whole call holds."""
+    async with one({"timeouts": {"total": 0.3}}) as house:
+        alpha = house.simulator("alpha")
+        alpha.faults.arm("hang_mid_stream", path=dialect.path)
+        reply = await house.post(dialect.path, dialect.ask(words(6), stream=False))
+        refused(dialect, reply, 504, "timeout")
+        await alpha.until(lambda: house.seen("alpha").left_at is not None)
+        assert await failures(house) == {"failed timeout": 1}

@@ -6,10 +6,12 @@ import asyncio
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.faults.asking import (
     CHAT,
+    COMPLETIONS,
     GENERATE,
     MESSAGES,
     NATIVE,
@@ -20,11 +22,12 @@ from tests.faults.asking import (
     each_dialect,
     failures,
     one,
+    two,
     words,
 )
 from tests.faults.proxy import Flow, Say
 from tests.faults.test_bad_answers import MIB, within
-from tests.house import MODEL, Reply
+from tests.house import MODEL, NO_TLS, Reply
 
 ODD = 'say: naïve ☃ 𝄞 \u2028\u0085 \\ " \t{ } text'
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -72,6 +75,17 @@ async def test_s4_a_stream_is_the_same_however_its_bytes_are_cut(piece: int, dia
         house.proxies["alpha"].downstream = Flow()
 
 
+@each_dialect
+async def test_s4_so_is_a_whole_answer_that_comes_byte_by_byte(dialect: Dialect) -> None:
+    async with one() as house:
+        whole = await house.post(dialect.path, dialect.ask(ODD, stream=False))
+        house.proxies["alpha"].downstream = Flow(piece=1)
+        cut = await house.post(dialect.path, dialect.ask(ODD, stream=False))
+        assert (cut.status, alike(cut.body)) == (200, alike(whole.body))
+        assert "cache-status" not in cut.headers or "hit" not in cut.headers["cache-status"]
+        house.proxies["alpha"].downstream = Flow()
+
+
 @pytest.mark.parametrize("line_end", [b"\r\n", b"\r"])
 @pytest.mark.parametrize("piece", [1, 2, 64 * 1024])
 async def test_s4_so_it_is_where_lines_end_otherwise_and_are_cut_between_the_two_bytes_of_an_end(
@@ -116,6 +130,19 @@ async def test_s5_a_frame_that_never_ends_is_told_of_at_its_limit_and_takes_no_m
         }
 
 
+@either
+async def test_s5_a_frame_beyond_the_limit_is_not_passed_on_though_it_ends(dialect: Dialect) -> None:
+    async with one() as house:
+        frames = [said(dialect, "fine"), said(dialect, "x" * 9 * MIB), closing(dialect)]
+        house.proxies["alpha"].downstream = Say(data=HEAD + b"".join(map(chunk, frames)) + END, times=1)
+        with within(64 * MIB):  # the nine of the test itself, too, some of them three times
+            reply = await house.post(dialect.path, dialect.ask("x"))
+        assert (reply.status, dialect.said(reply)) == (200, ["fine"])
+        assert "longer than the limit of 8388608 bytes" in dialect.failure(reply)[1]
+        assert dialect.end not in reply.body
+        assert (await house.chat("say: next")).text.strip() == "next"
+
+
 @pytest.mark.parametrize("dialect", [CHAT, RESPONSES, GENERATE], ids=lambda one: one.path)
 async def test_s6_ten_thousand_tokens_at_once_arrive_as_they_were_said_and_hold_nobody_else_up(
     dialect: Dialect,
@@ -143,7 +170,7 @@ async def test_s7_a_line_that_is_no_json_is_passed_on_as_it_is_where_we_translat
         assert await failures(house) == {}
 
 
-@pytest.mark.parametrize("dialect", [CHAT, RESPONSES, MESSAGES], ids=lambda one: one.path)
+@pytest.mark.parametrize("dialect", [CHAT, COMPLETIONS, RESPONSES, MESSAGES], ids=lambda one: one.path)
 async def test_s7_elsewhere_it_ends_the_stream_with_an_error(dialect: Dialect) -> None:
     async with one() as house:
         house.simulator("alpha").faults.arm("bad_frame", path=dialect.path, after=2)
@@ -158,6 +185,49 @@ async def test_s7_elsewhere_it_ends_the_stream_with_an_error(dialect: Dialect) -
         }
 
 
+MALFORMED = [
+    b"{",
+    b'{"choices":[{"delta":',
+    b'{"choices":"\xff\xfe"}',
+    b"[]",
+    b"7",
+    b"null",
+    b'"word"',
+    b"<html>",
+    b"{}{}",
+]
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+async def test_s7_whatever_is_wrong_with_it(what: bytes) -> None:
+    async with one() as house:
+        events = said(CHAT, "fine") + framed(CHAT, what) + said(CHAT, "more") + closing(CHAT)
+        house.proxies["alpha"].downstream = Say(data=HEAD + chunk(events) + END, times=1)
+        reply = await house.chat(stream=True)
+        assert (reply.status, CHAT.said(reply)) == (200, ["fine"])
+        assert CHAT.failure(reply)[0] == "stream_interrupted"
+        assert CHAT.end not in reply.body
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+async def test_s7_and_where_nothing_is_translated_it_is_as_it_was_to_the_byte(what: bytes) -> None:
+    async with one() as house:
+        lines = said(NATIVE, "fine") + framed(NATIVE, what) + said(NATIVE, "more") + closing(NATIVE)
+        house.proxies["alpha"].downstream = Say(data=HEAD + chunk(lines) + END, times=1)
+        reply = await house.post(NATIVE.path, NATIVE.ask("x"))
+        assert (reply.status, reply.body) == (200, lines)
+        assert await failures(house) == {}
+
+
+@pytest.mark.parametrize("dialect", [CHAT, COMPLETIONS, RESPONSES, MESSAGES], ids=lambda one: one.path)
+async def test_s7_before_the_first_word_it_is_tried_elsewhere(dialect: Dialect) -> None:
+    async with two() as house:
+        house.simulator("alpha").faults.arm("bad_frame", path=dialect.path)
+        reply = await house.post(dialect.path, dialect.ask("say: one two three"))
+        assert (reply.status, reply.instance, "".join(dialect.said(reply))) == (200, "beta", "one two three")
+        assert await failures(house) == {"error alpha stream_broken": 1, "retry stream_broken tried": 1}
+
+
 @each_dialect
 async def test_s8_of_two_end_markers_the_first_counts_and_nothing_after_it_is_passed_on(dialect: Dialect) -> None:
     async with one() as house:
@@ -166,6 +236,26 @@ async def test_s8_of_two_end_markers_the_first_counts_and_nothing_after_it_is_pa
         for _ in range(2):
             reply = await house.post(dialect.path, dialect.ask("say: enough"))
             assert alike(reply.body) == alike(whole.body)
+        assert await failures(house) == {}
+
+
+@each_dialect
+async def test_s8_nor_is_a_second_answer_behind_the_first_and_its_connection_is_closed(dialect: Dialect) -> None:
+    """The instance's own words twice, and no end of the message: only their end marker ends them."""
+    async with one() as house:
+        proxy = house.proxies["alpha"]
+        async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as client:
+            asked_itself = await client.post(
+                house.simulator("alpha").url + dialect.path, json=dialect.ask("say: enough")
+            )
+        raw = asked_itself.content
+        whole = await house.post(dialect.path, dialect.ask("say: enough"))
+        before = proxy.over
+        proxy.downstream = Say(data=HEAD + chunk(raw) + chunk(raw), times=1)
+        reply = await house.post(dialect.path, dialect.ask("say: enough"))
+        assert alike(reply.body) == alike(whole.body)
+        await house.until(lambda: proxy.over == before + 1)
+        assert (await house.chat("say: next")).text.strip() == "next"
         assert await failures(house) == {}
 
 

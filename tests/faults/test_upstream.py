@@ -66,6 +66,27 @@ async def test_u2_where_all_refuse_it_is_a_502_after_three_attempts(dialect: Dia
         house.simulator("beta").faults.clear()
 
 
+@each_family
+@streamed_or_whole
+async def test_u2_once_nobody_is_left_it_is_a_503_that_says_when_to_come_back_and_nobody_is_asked(
+    dialect: Dialect, stream: bool
+) -> None:
+    async with two(breaker={"connects": 1, "cooldown": 8}, line={"hold": 0}) as house:
+        await house.proxies["alpha"].refuse()
+        house.simulator("beta").faults.arm("refuse", times=None)
+        for attempts in ("2", None):
+            reply = await house.post(dialect.path, dialect.ask(WORD, stream=stream))
+            refused(dialect, reply, 503, "no_instance")
+            assert 1 <= int(reply.headers["retry-after"]) <= 10
+            assert (reply.headers["x-should-retry"], reply.headers.get("x-gateway-attempts")) == ("true", attempts)
+        moved = await failures(house)
+        assert {name: count for name, count in moved.items() if name.startswith("error")} == {
+            "error alpha connect": 1,
+            "error beta connect": 1,
+        }
+        house.simulator("beta").faults.clear()
+
+
 @streamed_or_whole
 async def test_u3_a_connect_that_gets_no_answer_at_all_ends_at_its_limit_and_the_call_moves_on(stream: bool) -> None:
     async with two(timeouts={"connect": 0.3}) as house:
@@ -101,6 +122,21 @@ async def test_u3_where_all_say_nothing_it_is_a_504_and_none_is_asked_twice(dial
         assert reply.headers["x-gateway-attempts"] == "2"
         assert (asked(house, "alpha"), asked(house, "beta")) == (1, 1)
         house.simulator("beta").faults.clear()
+
+
+@each_family
+async def test_u3_a_whole_answer_that_never_comes_is_a_504_at_the_limit_of_the_call_and_its_place_is_kept_for_a_while(
+    dialect: Dialect,
+) -> None:
+    async with two(timeouts={"total": 0.5}) as house:
+        alpha = house.engine.pool.instances["alpha"]
+        house.proxies["alpha"].downstream = BlackHole()
+        async with asyncio.TaskGroup() as both:
+            both.create_task(house.until(lambda: (alpha.held, alpha.draining) == (0, 1)))
+            asking = both.create_task(house.post(dialect.path, dialect.ask(WORD, stream=False)))
+        refused(dialect, asking.result(), 504, "timeout")
+        assert asked(house, "beta") == 0
+        assert await failures(house) == {"failed timeout": 1}
 
 
 @lost

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+import tracemalloc
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any, cast
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from gateway.frontdoor import Protocol
 from gateway.simulator import Behaviour
 from tests.house import House, ask, request
+from tests.journeys.test_reload import reloadable
 
 CHAT = "/v1/chat/completions"
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\n"
@@ -115,13 +117,22 @@ async def test_an_idle_connection_is_closed_after_its_time_and_not_while_it_is_a
         await wire.rest()
 
 
-async def test_b3_a_thousand_slow_connections_do_not_disturb_the_others() -> None:
-    async with house(head_timeout=30) as one, AsyncExitStack() as stack:
-        for _ in range(300):
-            wire = await stack.enter_async_context(one.wire())
-            await wire.send(HEAD)
-        assert (await one.chat()).status == 200
-        assert await one.metric("gateway_client_connections") >= 301
+async def test_b3_a_thousand_slow_connections_of_each_kind_do_not_disturb_the_others_and_are_let_go() -> None:
+    """Those that say nothing, those that begin a head, those that begin a body."""
+    kinds = (b"", HEAD, HEAD + b"Content-Length: 100\r\n\r\n{")
+    async with house(head_timeout=30, body_timeout=30) as one, AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(one.wire()) for _ in range(999)]
+        for number, wire in enumerate(wires):
+            await wire.send(kinds[number % 3])
+        await one.until(lambda: len(one.server.server_state.tasks) == 333)  # all the bodies that were begun
+        assert await one.metric("gateway_client_connections") >= 999
+        for stream in (True, False):
+            assert (await one.chat("say: fine", stream=stream)).text == "fine"
+        reloadable(one).keys = {"server": {"port": 0, "head_timeout": 0.1, "body_timeout": 0.1}}
+        assert one.engine.reload()
+        for number, wire in enumerate(wires):
+            answer = await wire.rest()
+            assert answer[:13] == (b"HTTP/1.1 408 " if number % 3 else b"")
 
 
 async def test_c7_a_client_that_reads_nothing_is_let_go_and_its_instance_is_free_again() -> None:
@@ -207,22 +218,56 @@ async def test_one_address_may_not_take_all_connections_unless_it_is_a_trusted_p
     ids=["headers", "trailers", "a chunk extension"],
 )  # fmt: skip
 async def test_b4_what_has_no_end_is_not_kept(before: bytes, again: bytes) -> None:
+    more = again * (50_000 // len(again))
     async with house() as one, one.wire() as wire:
         await wire.send(before)
-        async with asyncio.timeout(10):
-            with pytest.raises(ConnectionError):
-                await for_ever(wire.send, again * (100_000 // len(again)))
+        with measured() as memory, pytest.raises(ConnectionError):
+            async with asyncio.timeout(10):
+                await for_ever(wire.send, more)
+        assert memory.peak < 2**20
+        assert (await one.chat()).status == 200
+
+
+class Memory:
+    peak = 0  # bytes
+
+
+@contextmanager
+def measured() -> Iterator[Memory]:
+    """What Python's objects take at most, beyond what they took before."""
+    memory = Memory()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    try:
+        yield memory
+    finally:
+        memory.peak = tracemalloc.get_traced_memory()[1] - before
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("head", [b"Content-Length: 2000\r\n", b"Expect: 100-continue\r\nContent-Length: 2000\r\n"])
 async def test_b5_a_body_that_is_announced_too_large_is_413_before_it_is_read(head: bytes) -> None:
-    async with house(max_body=1000) as one, one.wire() as wire:
+    """It is waited for as long as for a head, so that its client comes to read why, and then the connection ends."""
+    async with house(max_body=1000, head_timeout=0.1) as one, one.wire() as wire:
         await wire.send(HEAD + head + b"\r\n")
-        answer = await wire.until(b"body_too_large")
+        answer = await wire.rest()
         assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"body_too_large" in answer
 
 
-async def test_b5_a_body_that_turns_out_too_large_is_413_and_ends_the_connection() -> None:
+async def test_b5_a_body_that_turns_out_too_large_is_413_and_the_connection_goes_on_after_it() -> None:
     async with house(max_body=1000) as one, one.wire() as wire:
         await wire.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"7d0\r\n" + b" " * 2000 + b"\r\n0\r\n\r\n")
-        assert b"body_too_large" in await wire.until(b"body_too_large")
+        assert (await wire.until(b"body_too_large")).startswith(b"HTTP/1.1 413 ")
+        await wire.send(request("/livez", b"", method="GET"))
+        await wire.until(b"alive")
+
+
+async def test_b5_a_body_without_end_is_413_and_ends_the_connection() -> None:
+    async with house(max_body=1000, head_timeout=0.2) as one, one.wire() as wire:
+        await wire.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"7d0\r\n" + b" " * 2000 + b"\r\n")
+        assert (await wire.until(b"body_too_large")).startswith(b"HTTP/1.1 413 ")
+        with measured() as memory, pytest.raises(ConnectionError):
+            async with asyncio.timeout(10):
+                await for_ever(wire.send, b"c350\r\n" + b" " * 50_000 + b"\r\n")
+        assert memory.peak < 2**20

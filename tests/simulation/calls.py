@@ -21,6 +21,7 @@ from gateway.errors import (
     UpstreamError,
 )
 from gateway.instances import Waiter
+from gateway.upstream.upstream import GLANCE
 from tests.simulation.ollama import Work
 from tests.simulation.schedule import Ask
 
@@ -94,7 +95,7 @@ def _out_of_time(client: Client, took: float) -> Iterator[tuple[str, str]]:
         yield "no call outlasts its limit", f"took {took:.3f} s"
     if record.waited > limits.line + NEAR:
         yield "nobody waits beyond the limit", f"waited {record.waited:.3f} s"
-    if client.silence > limits.idle + NEAR:
+    if client.silence > limits.idle + GLANCE + NEAR:
         yield "no silence outlasts its limit", f"heard nothing for {client.silence:.3f} s"
     hurry = INFINITY if client.deadline is None else max(0.0, client.deadline - record.arrived)
     if record.attempts <= 1 and record.waited > hurry + NEAR:

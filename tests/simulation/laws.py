@@ -13,6 +13,7 @@ from gateway.call import Candidate, Frame, model_key
 from gateway.config import Config, RetryConfig
 from gateway.instances import Instance, Lease, LeaseState, Placement, Pool, Waiter
 from gateway.upstream import Upstream
+from gateway.upstream.upstream import GLANCE
 from tests.simulation.calls import NEAR, Broken, Carried, Client, wrongs
 from tests.simulation.network import SimulatedLoop
 from tests.simulation.ollama import Ollama, Work
@@ -252,7 +253,7 @@ class Laws:
         if client is None or not client.ask.stream or client.heard:
             return
         limits = client.limits
-        if now > lease.granted_at + limits.connect + max(limits.first_token, limits.loading) + NEAR:
+        if now > lease.granted_at + limits.connect + max(limits.first_token, limits.loading) + GLANCE + NEAR:
             self._broken("no attempt outlasts its limit", f"{task.get_name()} at {lease.instance.name}")
 
     def _the_line_is_counted(self, running: dict[str, int]) -> None:
