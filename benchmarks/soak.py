@@ -345,6 +345,7 @@ def new_values(first: Vitals, last: Vitals) -> list[str]:
     """What a label says that it did not say after the warm-up, but for what only something rare makes it say."""
     kinds = (kind for kind in vars(errors).values() if isinstance(kind, type))
     rare = {str(code) for code in range(600)} | {getattr(kind, "reason", "") for kind in kinds}
+    rare.add("failed")  # what a probe finds, where one came while an instance was being killed
     return [f"a new value of a label: {value}" for value in last.values - first.values - rare]
 
 
