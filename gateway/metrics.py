@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +26,7 @@ from gateway.call import Record, Usage
 from gateway.meters import Count, Counters, Gauges, Histograms, Spread
 
 TURNED_AWAY = frozenset({"line_full", "line_timeout", "deadline", "no_instance", "draining", "body_too_large", "auth"})
+FRESH = 1.0  # seconds for which a rendered text is told again
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 DURATIONS = tuple(0.01 * 2**n for n in range(17))
@@ -188,6 +189,25 @@ def _gauge(name: str, words: str, value: float) -> GaugeMetricFamily:
     return metric
 
 
+class Scrapes:
+    """The text for those who scrape at one door. At most once a second anew, one at a time, and in a thread: even so it
+    takes the interpreter's lock from the event loop.
+    """
+
+    def __init__(self, render: Callable[[Reading], bytes]) -> None:
+        self._render = render
+        self._turn = asyncio.Lock()
+        self._text, self._text_at = b"", -10.0
+
+    async def text(self, now: float, look: Callable[[], Awaitable[Reading]]) -> bytes:
+        """`now` in seconds; `look` is asked where it is rendered anew."""
+        async with self._turn:
+            if now - self._text_at >= FRESH:
+                self._text = await asyncio.to_thread(self._render, await look())
+                self._text_at = now
+        return self._text
+
+
 class Metrics:
     """The registry and every family in it."""
 
@@ -195,9 +215,8 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._at_scrape = _AtScrape()
-        self._asked = asyncio.Lock()
+        self._scrapes = Scrapes(self.render)
         self._rendering = threading.Lock()  # the side door renders in a thread, too
-        self._text, self._text_at = b"", -10.0
         self.read: Callable[[], Reading] = Reading
         self.registry.register(self._at_scrape)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -325,13 +344,12 @@ class Metrics:
             self.per_token(record.instance, model).observe(record.tokens_span / (usage.output - 1))
 
     async def exposition(self, now: float) -> bytes:
-        """The text a scraper reads, rendered off the event loop; at most once a second. `now` in seconds."""
-        async with self._asked:
-            if now - self._text_at >= 1.0:
-                self.tasks.set(len(asyncio.all_tasks()))
-                self._text = await asyncio.to_thread(self.render, self.read())
-                self._text_at = now
-        return self._text
+        """The text a scraper reads. `now` in seconds."""
+        return await self._scrapes.text(now, self._look)
+
+    async def _look(self) -> Reading:
+        self.tasks.set(len(asyncio.all_tasks()))
+        return self.read()
 
     def render(self, reading: Reading) -> bytes:
         """The text for one reading. In any thread."""

@@ -25,11 +25,10 @@ from gateway.dialects import render
 from gateway.engine import Engine
 from gateway.errors import UnknownPath
 from gateway.frontdoor import Door, Protocol
-from gateway.metrics import CONTENT_TYPE, Reading
+from gateway.metrics import CONTENT_TYPE, Reading, Scrapes
 
 PATIENCE = 1.0  # seconds to wait for the gateway's event loop
 DEAD = 30.0  # seconds after which a stuck event loop is not expected to come back
-RENDERED = 1.0  # seconds for which a text is told again
 PLAIN = b"text/plain; charset=utf-8"
 
 
@@ -40,8 +39,7 @@ class SideDoor:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._seen = Reading()
-        self._scraping = asyncio.Lock()
-        self._text, self._text_at = b"", -10.0
+        self._scrapes = Scrapes(engine.metrics.render)
         self._socket = socket.create_server((limits.ops_host, limits.ops_port or 0), reuse_port=False)
         door = Door(lambda: limits, lambda reason: engine.metrics.refusals(reason).inc())
         config = uvicorn.Config(
@@ -101,14 +99,11 @@ class SideDoor:
         return (503, PLAIN, problem.encode()) if problem else (200, PLAIN, b"ready")
 
     async def _metrics(self) -> tuple[int, bytes, bytes]:
-        """At most once a second anew: a thread that renders takes the interpreter's lock from the gateway's own."""
-        async with self._scraping:
-            now = time.monotonic()
-            if now - self._text_at >= RENDERED:
-                self._seen = await self._look() or self._seen
-                self._text = await asyncio.to_thread(self._engine.metrics.render, self._seen)
-                self._text_at = now
-        return 200, CONTENT_TYPE.encode(), self._text
+        return 200, CONTENT_TYPE.encode(), await self._scrapes.text(time.monotonic(), self._last_seen)
+
+    async def _last_seen(self) -> Reading:
+        self._seen = await self._look() or self._seen
+        return self._seen
 
     async def _look(self) -> Reading | None:
         """The gateway now, as its own event loop sees it; None where that has no time."""

@@ -38,7 +38,7 @@ async def test_probes_and_metrics_are_answered_and_nothing_else() -> None:
 
 async def test_while_the_event_loop_is_stuck_it_is_alive_not_ready_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.sidedoor.PATIENCE", 0.6)
-    monkeypatch.setattr("gateway.sidedoor.RENDERED", 0.3)
+    monkeypatch.setattr("gateway.metrics.FRESH", 0.3)
     answers: dict[str, tuple[int, str]] = {}
     async with house() as one:
         await asyncio.to_thread(fetched, one, "/metrics")

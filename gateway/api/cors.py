@@ -10,8 +10,7 @@ import re
 
 from gateway.config import CorsConfig
 from gateway.errors import Forbidden
-
-Headers = list[tuple[bytes, bytes]]
+from gateway.wire import Headers
 
 MAX_ORIGIN = 512  # bytes
 MAX_AGE = 3600  # seconds a browser may remember a preflight

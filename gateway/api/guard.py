@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from urllib.parse import parse_qs
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.api.cors import Cors, Headers
+from gateway.api.cors import Cors
 from gateway.api.keys import Keys
 from gateway.api.presence import EXTENSION, Client
 from gateway.api.relay import send_error
@@ -24,12 +24,9 @@ from gateway.errors import ClientLeft, GatewayError, InternalError, OutOfMemory,
 from gateway.log import call_facts
 from gateway.metrics import Metrics
 from gateway.routing import BY_MODEL, BY_TASK, split_alias, stands_for
-from gateway.wire import ascii_value, sane_request_id
+from gateway.wire import Headers, Named, ascii_value, sane_request_id
 
 CLIENT_LEFT = 499  # nginx's status for a client that hung up: seen in logs and metrics only
-
-
-Noted = Mapping[bytes, bytes]
 
 
 class Guard:
@@ -57,7 +54,7 @@ class Guard:
         if (config := self._config()) is not self._used:
             self._use(config)
         now = asyncio.get_running_loop().time
-        noted: Noted = dict(reversed(scope["headers"]))  # by lower-case name; of several the first
+        noted: Named = dict(reversed(scope["headers"]))
         record = Record(request_id=_request_id(noted), arrived=now(), method=scope["method"])
         scope["gateway.record"], scope["gateway.headers"] = record, noted
         answered = Answered(send, scope, noted, self._used, closing=self.closing)
@@ -87,7 +84,7 @@ class Guard:
                 self._metrics.in_flight(entry.operation).dec()
             self._account(scope, record, now() - record.arrived)
 
-    def _admit(self, path: str, scope: Scope, record: Record, noted: Noted) -> Entry:
+    def _admit(self, path: str, scope: Scope, record: Record, noted: Named) -> Entry:
         """The entry for a request that may be made. Nothing of its body has been read. Raises CallError."""
         record.operation = "none"
         if noted.get(b"upgrade", b"").lower() == b"websocket":
@@ -98,7 +95,7 @@ class Guard:
             scope["gateway.caller"] = self._keys.owner(scope["headers"], scope.get("gateway.key", ""))
         return self._surface.find(path, scope, record)
 
-    async def _preflight(self, answered: Answered, record: Record, noted: Noted) -> None:
+    async def _preflight(self, answered: Answered, record: Record, noted: Named) -> None:
         """OPTIONS, anywhere: a browser asks it without a key before it makes the call."""
         record.operation = "ops"
         headers: Headers = []
@@ -129,7 +126,7 @@ class Answered:
     `more` are headers known by now.
     """
 
-    def __init__(self, send: Send, scope: Scope, noted: Noted, config: Config, *, closing: bool) -> None:
+    def __init__(self, send: Send, scope: Scope, noted: Named, config: Config, *, closing: bool) -> None:
         self._send = send
         self._scope = scope
         self._noted = noted
@@ -174,7 +171,7 @@ class Answered:
         return headers
 
 
-def task_told(scope: Scope, noted: Noted, record: Record, config: Config) -> str:
+def task_told(scope: Scope, noted: Named, record: Record, config: Config) -> str:
     """The task that decided, where it was named, and who was overruled: `planning; from=header; ignored=query:x`.
 
     "" where no task decided. Without `from` it was named in the body, or by nobody. What names no task is `unknown`.
@@ -199,7 +196,7 @@ def task_told(scope: Scope, noted: Noted, record: Record, config: Config) -> str
     return f"{record.task}; from={named[0][0]}" + (f"; ignored={','.join(others)}" if others else "")
 
 
-def _request_id(noted: Noted) -> str:
+def _request_id(noted: Named) -> str:
     """The client's own, if it is one that can be written anywhere; else a new one."""
     own = noted.get(b"x-request-id") or noted.get(b"x-client-request-id") or b""
     return (sane_request_id(own) if own else None) or secrets.token_hex(8)

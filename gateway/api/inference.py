@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from urllib.parse import parse_qs
 
 from starlette.types import Receive, Scope, Send
@@ -17,9 +17,9 @@ from gateway.dialects import anthropic
 from gateway.dispatch import Dispatch
 from gateway.engine import Engine
 from gateway.errors import BodyTooLarge, ClientLeft, InvalidCall, LineFull
-from gateway.offload import LARGE, sized
+from gateway.offload import sized
 from gateway.routing import HINTS, split_alias
-from gateway.wire import encoding, response_headers
+from gateway.wire import Named, encoding, response_headers
 
 INFLATES = 64  # times its size that a compressed body is taken to have
 MAX_TASK = 64  # characters of a task's name
@@ -27,7 +27,6 @@ MAX_TASK = 64  # characters of a task's name
 _TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")  # seconds
 
 Choose = Callable[[bytes], Operation]
-Named = Mapping[bytes, bytes]  # headers by lower-case name; of several the first
 
 
 class Inference:
@@ -43,9 +42,9 @@ class Inference:
         record: Record = scope["gateway.record"]
         config = self._engine.config
         body = await self._intake.read(scope, receive)
-        operation = self._choose(body) if len(body) <= LARGE else await sized(len(body), self._choose, body)
+        operation = await sized(len(body), self._choose, body)
         record.operation, record.dialect = operation.name, operation.dialect
-        wish = operation.read(body) if len(body) <= LARGE else await sized(len(body), operation.read, body)
+        wish = await sized(len(body), operation.read, body)
         record.stream, record.asked = wish.stream, wish.model
         call = _call(scope, operation, wish, body, record, self._engine.route_headers, config)
         dispatch: Dispatch = self._engine.dispatch

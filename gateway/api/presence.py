@@ -15,17 +15,10 @@ from starlette.types import Scope
 
 from gateway.block import Block
 from gateway.errors import ClientLeft, GatewayError
-
-Headers = list[tuple[bytes, bytes]]
+from gateway.exchange import Room
+from gateway.wire import Headers
 
 EXTENSION = "gateway.client"
-
-
-class Room(Protocol):
-    """`told` is called each time it is open again."""
-
-    open: bool
-    told: Callable[[], None] | None
 
 
 class Watched(Protocol):

@@ -14,13 +14,13 @@ from typing import Self
 
 from starlette.types import Send
 
-from gateway.api.presence import Client, Crowd, Headers, Presence
+from gateway.api.presence import Client, Crowd, Presence
 from gateway.call import Call, Record, Reply
 from gateway.config import StreamConfig
 from gateway.dialects import render, status_headers
 from gateway.dispatch import Dispatch
 from gateway.errors import GatewayError
-from gateway.wire import ascii_value, response_headers
+from gateway.wire import Headers, ascii_value, response_headers
 
 
 async def send_body(send: Send, status: int, body: bytes, headers: Headers) -> None:

@@ -188,8 +188,10 @@ def conversation_begun(fields: Mapping[str, Raw], names: Sequence[str], said: Se
     """
     if not said:
         return ""
-    parts = [*((name, fields.get(name, NULL)) for name in names), *said]
-    return blake2b(b"".join([_told(name, part) for name, part in parts]), digest_size=12).hexdigest()
+    digest = blake2b(digest_size=12)
+    for name, part in (*((name, fields.get(name, NULL)) for name in names), *said):
+        digest.update(_told(name, part))
+    return digest.hexdigest()
 
 
 def _told(name: str, part: Raw | memoryview) -> bytes:

@@ -7,11 +7,11 @@ client's headers an instance sees its user agent and its trace; of an instance's
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
 from urllib.parse import quote
 
 Headers = list[tuple[bytes, bytes]]
+Named = Mapping[bytes, bytes]  # by lower-case name; of several the first
 
 MAX_VALUE = 256
 OUR_AGENT = b"ollama-gateway"
@@ -34,7 +34,7 @@ def request_headers(
         (b"content-type", content_type),
         (b"accept", b"application/json, application/x-ndjson, text/event-stream"),
         (b"user-agent", ascii_value(agent) or OUR_AGENT),
-        (b"x-request-id", _value(request_id)),  # each is new: not to be remembered
+        (b"x-request-id", ascii_value(request_id)),
     ]
     if _TRACEPARENT.fullmatch(traceparent):
         headers.append((b"traceparent", traceparent.encode("ascii")))
@@ -69,16 +69,9 @@ def sane_request_id(value: bytes | str) -> str | None:
 
 def ascii_value(text: str) -> bytes:
     """Any text as a header value: control characters, `%` and all beyond ASCII percent-encoded, at most 256 bytes."""
-    return _known_value(text) if len(text) <= MAX_VALUE else _value(text)
-
-
-def _value(text: str) -> bytes:
     if len(text) <= MAX_VALUE and text.isascii() and text.isprintable() and "%" not in text:
         return text.strip().encode("ascii")
     escaped = quote(text[:MAX_VALUE].strip(), safe=_PLAIN, errors="replace")
     if len(escaped) > MAX_VALUE:
         escaped = _CUT_ESCAPE.sub("", escaped[:MAX_VALUE])
     return escaped.encode("ascii").strip()
-
-
-_known_value = lru_cache(maxsize=1024)(_value)

@@ -38,9 +38,7 @@ _ESCAPE = re.compile(rb"\\*+.?", re.DOTALL)  # the rest of one, where a block en
 _TEXT_BLOCK = 2**16
 _BLOCK = 2**20
 _NAMED = 60  # characters that are said back of a field's name
-
-
-_SMALL = 2**16  # bytes
+_SMALL, _FEW = 2**16, 32  # bytes, and fields, of a body in which each name may be looked for by itself
 
 
 class JsonProblem(ValueError):
@@ -166,7 +164,7 @@ def _each_once(body: bytes, fields: dict[str, Raw]) -> bool:
 
     In a small one that is easier to see: where each name stands once, and none can be spelt in another way.
     """
-    if len(body) <= _SMALL and b"\\u" not in body:
+    if len(body) <= _SMALL and len(fields) <= _FEW and b"\\u" not in body:
         for name in fields:
             if not name.isidentifier() or body.count(b'"%b"' % name.encode()) != 1:
                 break

@@ -30,6 +30,7 @@ FULL = {
     "backslashes": b'{"a":"' + b"\\" * JUST_SMALL,
     "spaces": b" " * JUST_SMALL,
     "fields": b"{" + b",".join(b'"%x":1' % n for n in range(JUST_SMALL // 9)) + b"}",
+    "many fields": b"{" + b",".join(b'"field_%d":"%b"' % (n, b"x" * 40) for n in range(1000)) + b"}",
     "a field again and again": b"{" + b",".join([b'"a":1'] * (JUST_SMALL // 6)) + b"}",
     "letters beyond ASCII": b'{"a":"' + "é".encode() * (JUST_SMALL // 2),
     "half surrogates": b'{"a":"' + rb"\ud800" * (JUST_SMALL // 6) + b'"}',

@@ -104,7 +104,7 @@ async def test_l5_a_configuration_that_does_not_load_is_refused_with_its_reason(
             given.broken = broken
             assert house.engine.reload() is not broken
             assert house.engine.config is before
-            house.engine.metrics._text_at = -10.0  # else the text of a moment ago is told
+            house.engine.metrics._scrapes._text_at = -10.0  # else the text of a moment ago is told
             exposition = (await house.get("/metrics")).body.decode()
             assert f"gateway_config_last_reload_successful {successful}" in exposition
         assert [line["line"] for line in house.lines if line["event"] == "config.problem"] == [3]
