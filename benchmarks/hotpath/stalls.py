@@ -64,7 +64,7 @@ class Stage:
     def address(self) -> Address:
         return self.gateway.address
 
-    async def during(self, what: str, work: Callable[[Stage], Awaitable[None]]) -> None:
+    async def during(self, what: str, work: Work) -> None:
         """Do it, and note for how long the loop was held meanwhile."""
         await self._told()
         await work(self)
@@ -80,6 +80,9 @@ class Stage:
             while not path.exists():  # noqa: ASYNC110 - another process writes it
                 await asyncio.sleep(0.02)
         return dict(json.loads(path.read_text()))
+
+
+Work = Callable[[Stage], Awaitable[None]]
 
 
 def told_at(home: Path) -> Path:
@@ -114,6 +117,10 @@ def post(**body: object) -> bytes:
 
 async def nothing(_: Stage) -> None:
     await asyncio.sleep(3)
+
+
+async def nothing_more(_: Stage) -> None:
+    """No preparation."""
 
 
 async def use_models(stage: Stage) -> None:
@@ -156,21 +163,39 @@ async def large_frame(stage: Stage) -> None:
         assert len(answer) > 2**20, "no large frame"
 
 
-async def everything() -> dict[str, dict[str, Any]]:
-    async with stage(many, f"--addresses={INSTANCES}", f"--models={MODELS}") as first:
-        await use_models(first)
-        async with Run(STREAMS, first.address) as run:
-            await first.during("nothing else", nothing)
-            await first.during(f"a scrape, {MODELS} models", scrape)
-            await first.during(f"a reload, {INSTANCES} instances, {ROUTES} routes", reload)
-            await first.during("a body of 20 MB", large_body)
-            await first.during("a frame of 1 MiB", large_frame)
-            await configure(first, many(first.port, health=_HEALTH))
-            await first.during(f"probes and lists, {INSTANCES} instances of {MODELS} models", probes)
-        assert not run.told.errors, run.told.errors
-    async with stage(one) as second:
-        await crowd(second)
-    return {**first.seen, **second.seen}
+async def often_asked(stage: Stage) -> None:
+    await configure(stage, many(stage.port, health=_HEALTH))
+
+
+AMONG_STREAMS: dict[str, Work] = {
+    "nothing else": nothing,
+    f"a scrape, {MODELS} models": scrape,
+    f"a reload, {INSTANCES} instances, {ROUTES} routes": reload,
+    "a body of 20 MB": large_body,
+    "a frame of 1 MiB": large_frame,
+    f"probes and lists, {INSTANCES} instances of {MODELS} models": probes,
+}
+BEFORE: dict[Work, Work] = {probes: often_asked}
+
+
+async def everything(only: str) -> dict[str, dict[str, Any]]:
+    """All of it, or what has this word in its name."""
+    seen: dict[str, dict[str, Any]] = {}
+    wanted = {what: work for what, work in AMONG_STREAMS.items() if only in what}
+    if wanted:
+        async with stage(many, f"--addresses={INSTANCES}", f"--models={MODELS}") as first:
+            await use_models(first)
+            async with Run(STREAMS, first.address) as run:
+                for what, work in wanted.items():
+                    await BEFORE.get(work, nothing_more)(first)
+                    await first.during(what, work)
+            assert not run.told.errors, run.told.errors
+        seen |= first.seen
+    if not only or only in "calls":
+        async with stage(one) as second:
+            await crowd(second)
+        seen |= second.seen
+    return seen
 
 
 async def crowd(stage: Stage) -> None:
@@ -217,14 +242,15 @@ def table(seen: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     options = argparse.ArgumentParser(prog="make bench-stalls ARGS=")
     options.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    options.add_argument("--only", default="", metavar="WORD", help="of it what has WORD in its name: scrape, calls")
     given = options.parse_args()
     kernel.many_files()
     kernel.pin(kernel.REST)
     with kernel.first():
-        seen = uvloop.run(everything())
+        seen = uvloop.run(everything(given.only))
     text = f"{page.environment()}\n\n{table(seen)}"
     print(text)
-    if given.write:
+    if given.write and not given.only:
         page.write("stalls", text)
     sys.exit(any(told["max"] > BOUND * 1000 for told in seen.values()))
 
