@@ -21,7 +21,7 @@ from gateway.dialects import broken, refusal
 from gateway.errors import MAX_ASKED_FOR, BadAnswer, CallTimeout, ConnectFailed, NotToldYet, Refused, UpstreamError
 from gateway.instances import Lease, Pool, Ticket
 from gateway.metrics import Metrics
-from gateway.offload import room, sized
+from gateway.offload import sized
 from gateway.upstream import Request, Response, Upstream
 from gateway.wire import request_headers, retry_after
 
@@ -294,10 +294,9 @@ class Journey:
         began = self.means.now()
         response = await self.open(lease, held)
         body = await response.read_all(MAX_REPLY)
-        room(len(body))
         seconds = self.means.now() - self.call.arrived
         try:
-            reply = self.call.operation.reply(self.call, lease.candidate.model, body, seconds)
+            reply = await sized(len(body), self.call.operation.reply, self.call, lease.candidate.model, body, seconds)
         except ValueError as error:
             raise broken(lease.candidate.instance, str(error)) from error
         lease.finished()

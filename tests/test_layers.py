@@ -29,10 +29,10 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("upstream", "cache"),
     ("routing",),
     ("dialects",),
-    ("wire", "metrics", "log", "offload", "block"),
+    ("wire", "metrics", "log", "block"),
     ("config",),
     ("call", "meters", "outlet"),
-    ("errors",),
+    ("errors", "offload"),
 )
 BESIDE = {"simulator": {"wire"}, "": set[str]()}  # the simulator stands beside the house; "" is the version
 LEVEL = {room: level for level, rooms in enumerate(STEPS) for room in rooms}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from io import BytesIO
 from urllib.parse import parse_qs
 
 from starlette.types import Receive, Scope, Send
@@ -93,29 +94,29 @@ class Intake:
         return await sized(len(body) * INFLATES, encoding.inflated, body, coding, limit)
 
     async def _pieces(self, receive: Receive, limit: int) -> bytes:
-        body = bytearray()  # not a list of pieces: two bytes at a time would cost many times the body
+        body = BytesIO()  # whose value is no copy; a list of pieces, of two bytes each, would cost many times the body
         try:
             with Stay(self._crowd):
                 while await self._grows(body, receive, limit):
                     continue
         finally:
-            self.held -= len(body)
-        return bytes(body)
+            self.held -= body.tell()
+        return body.getvalue()
 
-    async def _grows(self, body: bytearray, receive: Receive, limit: int) -> bool:
+    async def _grows(self, body: BytesIO, receive: Receive, limit: int) -> bool:
         """Add the next piece; whether there is more to come."""
         message = await receive()
         if message["type"] == "http.disconnect":
             raise message.get("error") or ClientLeft
         piece = message.get("body", b"")
-        body += piece
+        size = body.tell() + body.write(piece)
         self.held += len(piece)
-        if len(body) > limit:
+        if size > limit:
             raise _too_large(limit)
         most = self._engine.config.line.max_bytes
         if not message.get("more_body", False):
             return False  # it is whole: from here on the line's own bounds hold
-        if self.held > most and self.held > len(body):  # a body that is alone has only its own bound
+        if self.held > most and self.held > size:  # a body that is alone has only its own bound
             words = f"bodies that are on their way in may hold at most {most} bytes (line.max_bytes)"
             raise LineFull(words, retry_after=1.0)
         return True

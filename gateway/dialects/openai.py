@@ -34,6 +34,7 @@ from gateway.dialects.reading import (
     texts,
 )
 from gateway.errors import InvalidCall
+from gateway.offload import give_way
 from gateway.wire import json, multipart
 
 MAX_INPUTS = 2048
@@ -137,6 +138,7 @@ class _Operation:
     def write(self, call: Call, model: str) -> bytes:
         given = fields = _FIELDS.decode(call.body)
         for rule in self.rules:
+            give_way()
             fields = rule(fields)
         if call.wish.stream:
             fields = repairs.usage_asked_for(fields)
@@ -285,6 +287,7 @@ def _shows_images(message: Message, place: int) -> bool:
         return False
     if kind != b"[":
         raise InvalidCall(f"{path}: expected a string or a list of parts", param=path)
+    give_way()
     try:
         parts = _PARTS.decode(message.content)
     except json.UNREADABLE as problem:

@@ -19,6 +19,7 @@ from msgspec import Meta, Raw, Struct
 
 from gateway.call import Priority
 from gateway.errors import InvalidCall
+from gateway.offload import give_way
 from gateway.wire import json
 
 Shape = TypeVar("Shape", bound=Struct)
@@ -70,6 +71,7 @@ class Form(Generic[Shape]):
             raise InvalidCall(str(problem)) from None
         for name in fields:
             self._check_spelling(name)
+        give_way()
         try:
             return self._decoder.decode(body), fields
         except json.UNREADABLE as problem:

@@ -18,6 +18,8 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from gateway.offload import give_way
+
 MAX_DEPTH = 64
 MAX_NODES = 200_000
 MAX_FIELDS = 1024  # at the top level
@@ -51,6 +53,7 @@ def parse(body: bytes) -> dict[str, Raw]:
         raise JsonProblem("the body is empty")
     _check_text(body)
     _check_shape(body)
+    give_way()
     try:
         fields = _OBJECT.decode(body)
     except msgspec.ValidationError as problem:
@@ -62,6 +65,7 @@ def parse(body: bytes) -> dict[str, Raw]:
         raise JsonProblem(_why(str(problem), body)) from None
     if len(fields) > MAX_FIELDS:
         raise JsonProblem(f"the body has more than {MAX_FIELDS} fields")
+    give_way()
     if not _each_once(body, fields):
         raise JsonProblem(f"the body names the field {_twice(body, fields)[:_NAMED]!r} twice")
     return fields
@@ -96,6 +100,7 @@ def _check_text(body: bytes) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         for start in range(0, len(body), _TEXT_BLOCK):
+            give_way()
             decoder.decode(body[start : start + _TEXT_BLOCK])
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
@@ -112,6 +117,7 @@ def _check_shape(body: bytes) -> None:
         return
     values = level = 0
     for structure in _structure(body):
+        give_way()
         opened, closed = structure.count(_OPEN), structure.count(_CLOSE)
         values += structure.count(b",") + opened
         if values > MAX_NODES:
@@ -173,7 +179,7 @@ def _each_once(body: bytes, fields: dict[str, Raw]) -> bool:
     at = body.index(b"{") + 1
     for raw in fields.values():
         key = _KEY.match(body, at)
-        value = bytes(raw)
+        value = memoryview(raw)  # no copy: new memory for twenty megabytes takes longer than to compare them
         if key is None or not body.startswith(value, key.end()):
             return False
         after = _NEXT.match(body, key.end() + len(value))
@@ -188,7 +194,7 @@ def _twice(body: bytes, fields: dict[str, Raw]) -> str:
     at, seen = body.index(b"{") + 1, set[str]()
     while key := _KEY.match(body, at):
         name: str = msgspec.json.decode(key[1])
-        value = bytes(fields[name])
+        value = memoryview(fields[name])
         after = _NEXT.match(body, key.end() + len(value)) if body.startswith(value, key.end()) else None
         if name in seen or after is None:
             return name
