@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.metrics import MetricWrapperBase
@@ -23,7 +23,8 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from gateway.call import Record, Usage
-from gateway.meters import Count, Counters, Gauges, Histograms, Spread
+from gateway.meters import Count, Counters, Gauges, Histograms, Spread, text
+from gateway.offload import beside, give_way
 
 TURNED_AWAY = frozenset({"line_full", "line_timeout", "deadline", "no_instance", "draining", "body_too_large", "auth"})
 FRESH = 1.0  # seconds for which a rendered text is told again
@@ -162,6 +163,7 @@ class _AtScrape(Collector):
         vram = family("model_vram_bytes", "Memory the model takes on its GPU.", "model")
         info = family("info", "Its Ollama version.", "version")
         for one in instances:
+            give_way()
             for metric, value in (
                 (up, float(one.up)),
                 (in_flight, one.in_flight),
@@ -203,7 +205,7 @@ class Scrapes:
         """`now` in seconds; `look` is asked where it is rendered anew."""
         async with self._turn:
             if now - self._text_at >= FRESH:
-                self._text = await asyncio.to_thread(self._render, await look())
+                self._text = await beside(self._render, await look())
                 self._text_at = now
         return self._text
 
@@ -355,7 +357,7 @@ class Metrics:
         """The text for one reading. In any thread."""
         with self._rendering:
             self._at_scrape.reading = reading
-            return generate_latest(self.registry)
+            return text(self.registry.collect())
 
     def _counter(self, name: str, words: str, *labels: str) -> Counters:
         return self._registered(Counters(name, words, labels, Count, self.overflow.inc))
