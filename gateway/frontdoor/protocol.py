@@ -50,6 +50,7 @@ SOME_AHEAD = 16  # requests sent ahead of a response; then no more is read
 MAX_AHEAD = 1024  # the same of one read
 SLOW_AFTER = 10.0  # seconds a body may take before its rate counts
 MAX_METHOD = 1024  # bytes that are looked at to tell a method nobody knows from what is no HTTP
+QUIET = 1.0  # seconds without a byte, after which a connection waits in the lobby
 LINGER = 2.0  # seconds a client that was refused may go on sending, so that it comes to read why
 
 _REQUEST_LINE = re.compile(rb"[A-Za-z-]+ /[^ ]* HTTP/")
@@ -84,6 +85,7 @@ class Protocol(asyncio.Protocol):
         self.client: tuple[str, int] | None = None  # its address, once connected
         self.leaving = False  # the server shuts down: no further request after this one
         self.transport: asyncio.Transport | None = None
+        self.descriptor = -1
         self._app = config.loaded_app
         self._loop = _loop or asyncio.get_running_loop()
         self._server = server_state
@@ -131,6 +133,7 @@ class Protocol(asyncio.Protocol):
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.descriptor = raw.fileno()
         if problem := self._door.enter(self):
             self._door.refused(problem.reason)
             self.write(_refusal(problem, b""))
@@ -142,11 +145,21 @@ class Protocol(asyncio.Protocol):
         self._door.leave(self)
         self.transport = None
         del self._parser  # it points back at us; this spares the collector the circle
-        for cycle in (self._cycle, self._filling, *self._ahead):
-            if cycle is not None:
-                cycle.left()
-        self._ahead.clear()
         self.room.told = None
+        if not self.idle:
+            for cycle in self._cycles:
+                cycle.gone = True
+            self._door.see_off(self)
+
+    @property
+    def _cycles(self) -> list[Cycle]:
+        return [cycle for cycle in (self._cycle, self._filling, *self._ahead) if cycle is not None]
+
+    def departed(self) -> None:
+        """End what the client asked for. Told by the door, to some at a time."""
+        for cycle in self._cycles:
+            cycle.left()
+        self._ahead.clear()
         self.room.change(is_open=True)
 
     def pause_writing(self) -> None:
@@ -431,6 +444,22 @@ class Protocol(asyncio.Protocol):
             self._check_body(self._filling, waited, limits)
         elif self.idle and waited > limits.keep_alive:
             self._close()
+
+    def quiet(self, now: float) -> bool:
+        """Whether it has sent nothing for a while, and is not about to be closed."""
+        if self._reading is not Reading.NOTHING or self._paused or self._deaf or self.descriptor < 0:
+            return False
+        return now - self._since > QUIET and self.transport is not None and not self.transport.is_closing()
+
+    def pause(self) -> None:
+        """Read nothing for now."""
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read again."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     @property
     def idle(self) -> bool:
