@@ -32,6 +32,8 @@ class Known:
     loaded: dict[str, LoadedModel] = field(default_factory=dict)
     refresh: asyncio.Event = field(default_factory=asyncio.Event)
     offered: dict[str, ModelView] | None = None  # as routing sees them; None until asked for after a change
+    in_memory: tuple[tuple[str, int], ...] | None = None  # (model, bytes in VRAM), the same
+    listing: Listing | None = None  # the last, where nothing was learned otherwise since
 
 
 _ONE_AT_A_TIME = ("mllama", "qwen3vl", "qwen35", "qwen3next", "lfm2", "nemotron_h")  # families, by their beginning
@@ -57,19 +59,23 @@ class Catalog:
         self._config = config
         self._told = told
         self._known: dict[str, Known] = {}
+        self._conflicts: dict[str, dict[str, str]] | None = None  # None until asked for after a change
         self.changes = 0  # goes up with whatever a plan could read here
         self.apply(config)
 
     def apply(self, config: Config) -> None:
         """Forget instances that left or moved to another address; keep what the others told."""
-        before = {instance.name: instance.url for instance in self._config.instances}
+        before = {instance.name: instance for instance in self._config.instances}
         self._config = config
-        self._known = {
-            one.name: self._known[one.name] if one.name in self._known and before.get(one.name) == one.url else Known()
-            for one in config.instances
-        }
-        for known in self._known.values():
-            self._forget(known)
+        stay, self._known = self._known, {}
+        for one in config.instances:
+            was = before.get(one.name)
+            same = was is not None and one.name in stay and was.url == one.url
+            known = self._known[one.name] = stay[one.name] if same else Known()
+            if was is None or not same or (was.models, was.model) != (one.models, one.model):
+                known.offered = None
+        self._conflicts = None
+        self.changes += 1
 
     def known(self, instance: str) -> Known:
         """What `instance` told last; empty for one that has not, or is not there."""
@@ -88,10 +94,11 @@ class Catalog:
     def learned(self, instance: str, listing: Listing) -> None:
         """Note the models it has. A listing that does not tell what is loaded leaves that as it was."""
         known = self._known.get(instance)
-        if known is None:
+        if known is None or (known.listing is not None and _same(known.listing, listing)):
             return
         known.listed = True
         self._forget(known)
+        self._conflicts, known.listing = None, listing
         known.installed = {model_key(model.name): model for model in listing.installed}
         if listing.loaded is not None:
             known.loaded = {model_key(model.name): model for model in listing.loaded}
@@ -103,6 +110,7 @@ class Catalog:
             known.installed.pop(model_key(model), None)
             known.loaded.pop(model_key(model), None)
             self._forget(known)
+            self._conflicts = None
             known.refresh.set()
 
     def answered(self, instance: str, model: str) -> None:
@@ -113,8 +121,8 @@ class Catalog:
             self._forget(known)
 
     def _forget(self, known: Known) -> None:
-        """What routing saw of it is out of date."""
-        known.offered = None
+        """What routing saw of it is out of date, and a listing is news though it be as the last one was."""
+        known.offered = known.in_memory = known.listing = None
         self.changes += 1
 
     def ask_anew(self, instance: str) -> None:
@@ -162,12 +170,22 @@ class Catalog:
 
     def conflicts(self) -> dict[str, dict[str, str]]:
         """Names that are not the same model everywhere: name -> {instance: digest}, in the order of names."""
+        if self._conflicts is not None:
+            return self._conflicts
         digests: dict[str, dict[str, str]] = {}
         for config in self._config.instances:
             for key, model in self.known(config.name).installed.items():
                 if model.digest and _may_offer(config, key):
                     digests.setdefault(key, {})[config.name] = model.digest
-        return {key: found for key, found in sorted(digests.items()) if len(set(found.values())) > 1}
+        self._conflicts = {key: found for key, found in sorted(digests.items()) if len(set(found.values())) > 1}
+        return self._conflicts
+
+    def in_memory(self, instance: str) -> tuple[tuple[str, int], ...]:
+        """The models that `instance` has loaded, and their bytes in VRAM."""
+        known = self.known(instance)
+        if known.in_memory is None:
+            known.in_memory = tuple((model.name, model.size_vram) for model in known.loaded.values())
+        return known.in_memory
 
     def view(self, instances: Mapping[str, Instance], now: float) -> PoolView:
         """The pool as routing reads it, at loop time `now`."""
@@ -221,15 +239,28 @@ class Catalog:
         }
         return [hashlib.sha256(" ".join(sorted(found)).encode()).hexdigest()] if found else []
 
-    async def watch(self, instance: str, prober: Prober, timeout: float, interval: float) -> None:
-        """Keep asking `instance` for its models, every `interval` seconds or when told to, until cancelled."""
+    async def watch(
+        self,
+        instance: str,
+        prober: Prober,
+        timeout: float,
+        interval: float,
+        *,
+        random: Callable[[], float],
+        after: float = 0.0,
+    ) -> None:
+        """Keep asking `instance` for its models, at `interval` seconds, 20 % more or less, or when told to, for ever.
+
+        `random` gives numbers in [0, 1): many are not to be asked in step, nor begun with at once, but so long `after`.
+        """
+        await asyncio.sleep(after)
         while True:
             await self.ask(instance, prober, timeout)
             known = self._known.get(instance)
             if known is None:
                 return
             try:
-                async with asyncio.timeout(interval):
+                async with asyncio.timeout(interval * (0.8 + 0.4 * random())):
                     await known.refresh.wait()
             except TimeoutError:
                 continue
@@ -253,15 +284,15 @@ class Catalog:
 def _contents(listing: Listing) -> Contents:
     return Contents(
         installed={model_key(model.name): model.size for model in listing.installed},
-        loaded=None if listing.loaded is None else {model_key(one.name): _in_memory(one) for one in listing.loaded},
+        loaded=None
+        if listing.loaded is None
+        else {model_key(one.name): one.size or one.size_vram for one in listing.loaded},
         one_at_a_time=frozenset(_one_at_a_time(listing)),
     )
 
 
-def _in_memory(model: LoadedModel) -> int:
-    """Bytes, its part outside the GPU included."""
-    size = model.raw.get("size")
-    return size if isinstance(size, int) and size > 0 else model.size_vram
+def _same(last: Listing, listing: Listing) -> bool:
+    return listing.installed is last.installed and (listing.loaded is None or listing.loaded is last.loaded)
 
 
 def _one_at_a_time(listing: Listing) -> Iterator[str]:

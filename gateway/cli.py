@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_FILE = Path("routes.yaml")
 NOT_SO, WRONG, NO_PORT = 1, 2, 3
+SWITCH = 0.0005  # seconds for which a thread that computes may keep the event loop waiting, at each of its callbacks
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -249,6 +250,7 @@ async def _serve(loaded: Loaded, source: Given | None) -> None:
     from gateway.server import Server
 
     log.configure(loaded.config.log)
+    sys.setswitchinterval(SWITCH)
     await asyncio.to_thread(lambda: None)  # one thread is there from now on, also when none can be started any more
     async with Engine(loaded, source) as engine:
         server = Server(App(engine), loaded.config.server)

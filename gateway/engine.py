@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, Self
+from functools import partial
+from typing import Any, Protocol, Self
 
 import structlog
 
@@ -19,7 +20,7 @@ from gateway import __version__
 from gateway.cache import Cache
 from gateway.call import Plan, model_key
 from gateway.catalog import Catalog
-from gateway.config import Config, InstanceConfig, Loaded
+from gateway.config import Config, InstanceConfig, Loaded, changes
 from gateway.dispatch import Dispatch
 from gateway.errors import ConfigError, ConnectFailed, Exhausted
 from gateway.instances import Contents, Instance, MakeOrder, Pool, watch
@@ -27,12 +28,14 @@ from gateway.journey import Means, RetryBudget, Setting
 from gateway.lists import Shows, Virtual
 from gateway.meters import MAX_CHILDREN
 from gateway.metrics import BreakerReading, InstanceReading, Metrics, Reading
+from gateway.offload import beside
 from gateway.outlet import catch_up, lines_lost
 from gateway.upstream import Health, Prober, Upstream
 
 FIRST_LOOK = 1.0  # seconds that start waits for the instances to answer
 ADDRESSES = ("host", "port", "ops_host", "ops_port")  # of the server: they hold until a restart
 LAG_INTERVAL = 0.5  # seconds between two looks at the event loop
+APART = 0.002  # seconds between the first probes of two instances: one costs half a millisecond
 POLL_INTERVAL = 2.0  # seconds between two looks at the configuration file
 
 log = structlog.get_logger("gateway")
@@ -67,8 +70,10 @@ class Engine:
         self._source = source
         self._loaded = loaded
         self._attached: dict[str, Attached] = {}
+        self._reading = asyncio.Lock()  # one list of models at a time
+        self._reloading = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[Any]] = set()
         self.reload_ok, self.reloaded_at = True, time.time()
         self.draining = False
         config = loaded.config
@@ -135,8 +140,7 @@ class Engine:
         for look in looks:
             look.add_done_callback(self._leaving.discard)
         await asyncio.wait(looks, timeout=FIRST_LOOK)
-        for attached in self._attached.values():
-            self._watch(attached)
+        self._watch(self._attached.values())
 
     async def stop(self) -> None:
         """End every asyncio task and connection of ours. Calls must have ended before."""
@@ -155,28 +159,48 @@ class Engine:
         try:
             loaded = self._source.load()
         except ConfigError as error:
-            self._refuse(error)
+            return self._refuse(error)
+        return self._take(loaded)
+
+    async def reload_beside(self) -> bool:
+        """The same, read in a thread, so that no call waits for it. One at a time, so that the last one counts."""
+        if self._source is None:
             return False
+        async with self._reloading:
+            try:
+                loaded = await beside(self._source.load)
+            except ConfigError as error:
+                return self._refuse(error)
+            return self._take(loaded)
+
+    def reload_soon(self) -> None:
+        """The same, for a signal."""
+        reloading = asyncio.create_task(self.reload_beside(), name="reload")
+        self._leaving.add(reloading)
+        reloading.add_done_callback(self._leaving.discard)
+
+    def _take(self, loaded: Loaded) -> bool:
         self.reload_ok = True
         if loaded.digest != self._loaded.digest:
             self.apply(loaded)
         return True
 
-    def _refuse(self, error: ConfigError) -> None:
+    def _refuse(self, error: ConfigError) -> bool:
         self.reload_ok = False
         log.error("config.refused", source=error.source, problems=len(error.problems), kept=self._loaded.digest)
         for problem in error.problems[:20]:
             log.error("config.problem", where=problem.where, line=problem.line, problem=problem.message)
+        return False
 
     def apply(self, loaded: Loaded) -> None:
         """Use another configuration from now on."""
         before, self._loaded = self.config, loaded
         self.catalog.apply(loaded.config)
         self._attach()
-        for attached in self._attached.values():
-            if not attached.tasks or before.health != loaded.config.health:
-                self._leaving.update(self._unwatch(attached))
-                self._watch(attached)
+        stale = [one for one in self._attached.values() if not one.tasks or before.health != loaded.config.health]
+        for attached in stale:
+            self._leaving.update(self._unwatch(attached))
+        self._watch(stale)
         self.dispatch.apply(self._setting())
         self.pool.reconcile(loaded.config)
         self.reloaded_at = time.time()
@@ -184,8 +208,8 @@ class Engine:
         moved = any(getattr(where, key) != getattr(was, key) for key in ADDRESSES)
         if moved or before.log != loaded.config.log:
             log.warning("config.needs_restart", keys=", ".join([*(f"server.{key}" for key in ADDRESSES), "log"]))
-        changes = ", ".join(_changes(before, loaded.config)) or "settings only"
-        log.info("config.applied", source=loaded.source, config=loaded.digest, changes=changes)
+        told = ", ".join(changes(before, loaded.config)) or "settings only"
+        log.info("config.applied", source=loaded.source, config=loaded.digest, changes=told)
 
     def health(self, name: str) -> Health | None:
         """What the last probe of an instance found."""
@@ -282,7 +306,7 @@ class Engine:
             ),
             connections=attached.upstream.idle + attached.upstream.busy if attached else 0,
             version=known.version,
-            loaded=tuple((model.name, model.size_vram) for model in known.loaded.values()),
+            loaded=self.catalog.in_memory(instance.name),
         )
 
     def _setting(self) -> Setting:
@@ -309,7 +333,7 @@ class Engine:
                 self._attached[name].config = instance
                 continue
             upstream = Upstream(name, instance.url, max_idle=instance.max_concurrent + 4)
-            self._attached[name] = Attached(instance, upstream, Prober(upstream))
+            self._attached[name] = Attached(instance, upstream, Prober(upstream, self._reading))
 
     def _detach(self, name: str) -> list[asyncio.Task[None]]:
         attached = self._attached.pop(name)
@@ -329,16 +353,17 @@ class Engine:
         if ok:
             await self.catalog.ask(attached.config.name, attached.prober, self.config.health.timeout)
 
-    def _watch(self, attached: Attached) -> None:
-        name, health = attached.config.name, self.config.health
-        probing = watch(
-            lambda: self._probe(attached),
-            lambda ok, problem: self.pool.observe(name, ok, problem),
-            interval=health.interval,
-            random=random.random,
-        )
-        listing = self.catalog.watch(name, attached.prober, health.timeout, health.catalog)
-        attached.tasks = (self._task(probing, f"probe {name}"), self._task(listing, f"catalog {name}"))
+    def _watch(self, watched: Iterable[Attached]) -> None:
+        """From now on, or some milliseconds later where they are many: their probes are not to come all at once."""
+        health = self.config.health
+        for number, attached in enumerate(watched):
+            name, after = attached.config.name, number * APART
+            probe, report = partial(self._probe, attached), partial(self.pool.observe, name)
+            probing = watch(probe, report, interval=health.interval, random=random.random, after=after)
+            listing = self.catalog.watch(
+                name, attached.prober, health.timeout, health.catalog, random=random.random, after=after
+            )
+            attached.tasks = (self._task(probing, f"probe {name}"), self._task(listing, f"catalog {name}"))
 
     async def _probe(self, attached: Attached) -> tuple[bool, str]:
         name = attached.config.name
@@ -362,27 +387,14 @@ class Engine:
 
     async def _watch_source(self, source: Source) -> None:
         """Poll what the configuration is made from: a ConfigMap swaps a link, which a watch on the file misses."""
-        seen = source.fingerprint()
+        seen = await beside(source.fingerprint)
         while True:
             await asyncio.sleep(POLL_INTERVAL)
-            now = source.fingerprint()
+            now = await beside(source.fingerprint)
             if now != seen:
                 seen = now
-                self.reload()
+                await self.reload_beside()
 
     @staticmethod
     def _task(work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         return asyncio.create_task(work, name=name)
-
-
-def _changes(before: Config, after: Config) -> Iterator[str]:
-    """What differs, in the words of a diff: `+ instance gpu3`, `~ route chat`."""
-    for kind, old, new in (
-        ("instance", before.instances, after.instances),
-        ("route", before.routes, after.routes),
-    ):
-        was = {one.name: one for one in old}
-        now = {one.name: one for one in new}
-        yield from (f"+ {kind} {name}" for name in now.keys() - was.keys())
-        yield from (f"- {kind} {name}" for name in was.keys() - now.keys())
-        yield from (f"~ {kind} {name}" for name in was.keys() & now.keys() if was[name] != now[name])

@@ -112,7 +112,7 @@ class Server(uvicorn.Server):
             handlers[leave] = signal.getsignal(leave)
             signal.signal(leave, lambda number, frame: loop.call_soon_threadsafe(self.handle_exit, number, frame))
         handlers[signal.SIGHUP] = signal.getsignal(signal.SIGHUP)
-        signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._app.engine.reload))
+        signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._app.engine.reload_soon))
         try:
             yield
         finally:

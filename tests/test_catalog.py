@@ -285,6 +285,54 @@ def test_38_a_name_is_in_conflict_where_two_instances_tell_different_digests() -
     assert catalog.conflicts() == {"x:latest": {"a": "1", "b": "2"}}
 
 
+def test_a_conflict_is_seen_as_soon_as_it_is_told_or_mended() -> None:
+    catalog = pooled(config(a={}, b={}), a={"x": "1"}, b={"x": "1"})
+    assert catalog.conflicts() == {}
+    catalog.learned("b", Listing((InstalledModel(name="x", digest="2"),), None))
+    assert catalog.conflicts() == {"x:latest": {"a": "1", "b": "2"}}
+    catalog.missing("b", "x")
+    assert catalog.conflicts() == {}
+    catalog.learned("b", Listing((InstalledModel(name="x", digest="3"),), None))
+    assert catalog.conflicts() == {"x:latest": {"a": "1", "b": "3"}}
+    catalog.apply(config(a={}))
+    assert catalog.conflicts() == {}
+
+
+# The same again
+
+
+def test_a_listing_that_is_the_very_one_of_before_changes_nothing() -> None:
+    catalog, given = told(LLAMA)
+    listing = Listing(installed(LLAMA), loaded(LLAMA))
+    catalog.learned("alpha", listing)
+    before, view = catalog.changes, alpha(catalog, given).models
+    catalog.learned("alpha", listing)
+    catalog.learned("alpha", Listing(listing.installed, None))
+    assert catalog.changes == before
+    assert alpha(catalog, given).models is view
+    assert catalog.in_memory("alpha") == ((LLAMA, 5),)
+
+
+@pytest.mark.parametrize("taught", ["missing", "unloaded"])
+def test_the_very_listing_of_before_is_news_where_a_call_taught_otherwise_since(taught: str) -> None:
+    catalog, given = told()
+    listing = Listing(installed(LLAMA), loaded(LLAMA))
+    catalog.learned("alpha", listing)
+    getattr(catalog, taught)("alpha", LLAMA)
+    assert not catalog.is_loaded("alpha", LLAMA)
+    assert catalog.in_memory("alpha") == ()
+    catalog.learned("alpha", listing)
+    assert catalog.is_loaded("alpha", LLAMA)
+    assert alpha(catalog, given).models[model_key(LLAMA)].loaded
+
+
+def test_a_new_configuration_of_others_leaves_what_routing_sees_of_an_instance() -> None:
+    catalog, given = told(LLAMA)
+    view = alpha(catalog, given).models
+    catalog.apply(config(alpha={"max_concurrent": 9}, beta={}))
+    assert alpha(catalog, config(alpha={})).models is view
+
+
 # A new configuration
 
 

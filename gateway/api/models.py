@@ -103,7 +103,8 @@ def _openai(model: InstalledModel) -> dict[str, Any]:
 
 def _created(model: InstalledModel) -> int:
     """Unix time, whichever of the two APIs told it; 0 where neither did."""
-    told = model.raw.get("modified_at", model.raw.get("created", 0))
+    raw = model.raw
+    told = raw.get("modified_at", raw.get("created", 0))
     if isinstance(told, int):
         return max(0, told)
     try:

@@ -1,5 +1,6 @@
 """The configuration: its models, and how a file, the environment and the command line become one, or every problem."""
 
+from gateway.config.changes import changes
 from gateway.config.file import Loaded, json_schema, load, read_env_file
 from gateway.config.models import (
     BUILT_IN_TASKS,
@@ -50,6 +51,7 @@ __all__ = [
     "StreamConfig",
     "Target",
     "Timeouts",
+    "changes",
     "json_schema",
     "load",
     "read_env_file",

@@ -40,11 +40,14 @@ async def watch(
     *,
     interval: float,
     random: Callable[[], float],
+    after: float = 0.0,
 ) -> None:
     """Probe now and then at `interval` seconds, 20 % more or less, for ever: the body of one named asyncio task.
+    The first comes so long `after`, so that of many not all are under way at once.
 
     `probe` answers (ok, the problem in words) and keeps its own time limit; `report` must not raise.
     """
+    await asyncio.sleep(after)
     while True:
         try:
             ok, problem = await probe()

@@ -29,7 +29,9 @@ _NULL = Raw(b"null")
 
 def installed(model: InstalledModel) -> dict[str, Any]:
     """One entry of `/api/tags`: the instance's own, completed."""
-    return {**model.raw, **_identity(model.name, model.digest, model.size), **_when_and_what(model)}
+    raw = model.raw
+    what = {"modified_at": _modified(raw), "details": details(raw.get("details"), model.family)}
+    return {**raw, **_identity(model.name, model.digest, model.size), **what}
 
 
 def loaded(raw: dict[str, Any], name: str, model: InstalledModel | None, expires_at: str) -> dict[str, Any]:
@@ -117,10 +119,6 @@ def _identity(name: str, digest: str, size: int) -> dict[str, Any]:
     bare = digest.removeprefix("sha256:")
     own = bare if _DIGEST.fullmatch(bare) else hashlib.sha256(name.encode()).hexdigest()
     return {"name": name, "model": name, "size": size, "digest": own}
-
-
-def _when_and_what(model: InstalledModel) -> dict[str, Any]:
-    return {"modified_at": _modified(model.raw), "details": details(model.raw.get("details"), model.family)}
 
 
 def _modified(raw: dict[str, Any]) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from gateway.call import model_key
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelView:
+class ModelView(Struct, frozen=True, kw_only=True, gc=False):
     """One model on one instance. `capabilities` is None where the instance does not tell."""
 
     name: str

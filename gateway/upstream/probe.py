@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -26,6 +27,7 @@ MAX_REPLY = 8 * 2**20  # bytes
 MAX_MODELS = 4096  # per instance
 MAX_NAME = 256
 MAX_BRACKETS = 256  # in one entry of a list; Ollama's have about five
+AT_A_TURN = 64  # entries of a list that are read in one turn of the loop, which takes half a millisecond
 MAX_POSTS = 8  # questions with a body under way at one instance; more wait their turn, inside their own time limit
 
 _JSON = {"content-type": "application/json"}
@@ -58,9 +60,11 @@ class Health:
     problem: str = ""  # what is wrong and the likely fix; "" where nothing is
 
 
-@dataclass(frozen=True, slots=True)
-class InstalledModel:
-    """One entry of `/api/tags`, or of `/v1/models`, which tells little but the name."""
+class InstalledModel(msgspec.Struct, frozen=True, gc=False):
+    """One entry of `/api/tags`, or of `/v1/models`, which tells little but the name.
+
+    There are thousands of them, for as long as their instance tells the same: the collector has nothing to look at.
+    """
 
     name: str
     digest: str = ""  # the same on two instances: the same model (ollama.md §2.6)
@@ -68,22 +72,34 @@ class InstalledModel:
     capabilities: frozenset[str] | None = None  # None: not told (before v0.30.0)
     context_length: int | None = None  # the trained maximum
     family: str = ""
-    raw: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # the whole entry, for lists
+    told: msgspec.Raw | bytes = b"{}"  # the whole entry
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """The whole entry, for lists."""
+        return _read_any(self.told)
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
+class LoadedModel(msgspec.Struct, frozen=True, gc=False):
     """One entry of `/api/ps`."""
 
     name: str
     size_vram: int = 0  # bytes
     context_length: int | None = None  # per request, as allocated
     expires_at: str = ""  # RFC 3339; may be in the past (ollama.md §6.5)
-    raw: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # the whole entry, for lists
+    size: int = 0  # bytes, its part outside the GPU included
+    told: msgspec.Raw | bytes = b"{}"  # the whole entry
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """The whole entry, for lists."""
+        return _read_any(self.told)
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
+    """What is told as it was before is the very same tuple."""
+
     installed: tuple[InstalledModel, ...]
     loaded: tuple[LoadedModel, ...] | None  # None: not told, which is not the same as none
 
@@ -92,12 +108,12 @@ class _Version(msgspec.Struct):
     version: str
 
 
-class _Details(msgspec.Struct):
+class _Details(msgspec.Struct, gc=False):
     family: str | None = None
     context_length: int | None = None
 
 
-class _Model(msgspec.Struct):
+class _Model(msgspec.Struct, gc=False):
     """What we look at in an entry of any of the three lists; Go writes null for what is empty."""
 
     name: str = ""
@@ -135,13 +151,30 @@ _read_show = msgspec.json.Decoder(_Show).decode
 _read_any = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-class Prober:
-    """Asks one instance. Cancel it at any moment; nothing is left behind."""
+Models = TypeVar("Models", InstalledModel, LoadedModel)
 
-    def __init__(self, upstream: Upstream) -> None:
+
+class Told(NamedTuple, Generic[Models]):
+    """A list as it came, and what it says."""
+
+    body: bytes = b""
+    models: tuple[Models, ...] = ()
+
+
+class Prober:
+    """Asks one instance. Cancel it at any moment; nothing is left behind.
+
+    `reading` is held while a list is read, a few entries in each turn of the loop. Share it among probers, so that a
+    turn does not have some of fifty lists to read.
+    """
+
+    def __init__(self, upstream: Upstream, reading: asyncio.Lock | None = None) -> None:
         self._name = upstream.name
         self._client = client(upstream)
         self._posts = asyncio.Semaphore(MAX_POSTS)
+        self._reading = reading or asyncio.Lock()
+        self._installed = Told[InstalledModel]()  # the last of them
+        self._loaded = Told[LoadedModel]()
 
     async def health(self, timeout: float) -> Health:
         """Whether it answers, within `timeout` seconds in all. Raises Exhausted where it could not be asked."""
@@ -163,14 +196,16 @@ class Prober:
 
         Only `/api/tags` can fail it: what is loaded is worth knowing, and not worth losing the rest for.
         """
+        path = "/api/tags" if native else "/v1/models"
+        self._installed = await self._read(path, await self._list(path, timeout), self._installed, _installed)
         if not native:
-            return Listing(tuple(_installed(await self._list("/v1/models", timeout))), None)
-        installed = tuple(_installed(await self._list("/api/tags", timeout)))
+            return Listing(self._installed.models, None)
+        path = "/api/ps"
         try:
-            loaded = tuple(_loaded(await self._list("/api/ps", timeout)))
+            self._loaded = await self._read(path, await self._list(path, timeout), self._loaded, _loaded)
         except UpstreamError:
-            return Listing(installed, None)
-        return Listing(installed, loaded)
+            return Listing(self._installed.models, None)
+        return Listing(self._installed.models, self._loaded.models)
 
     async def show(self, model: str, timeout: float, *, verbose: bool = False) -> bytes:
         """What `/api/show` says of `model`: a JSON object, as it came. `timeout` seconds. Raises UpstreamError.
@@ -223,7 +258,7 @@ class Prober:
         problem = "answers, but is no Ollama and has no /v1/models. Is this the right port?"
         return False, "", True, _STATUSES.get(status, problem)
 
-    async def _list(self, path: str, timeout: float) -> list[msgspec.Raw]:
+    async def _list(self, path: str, timeout: float) -> bytes:
         try:
             async with asyncio.timeout(timeout):
                 status, body = await self._get(path)
@@ -231,11 +266,27 @@ class Prober:
             raise FirstTokenTimeout(self._name, f"no answer to {path} within {timeout:g} s") from None
         if status != 200:
             raise BadAnswer(self._name, f"answered {status} to {path}")
-        try:
-            listed = _read_data(body).data if path == "/v1/models" else _read_models(body).models
-        except _UNREADABLE:
-            raise BadAnswer(self._name, f"its answer to {path} is not a list of models") from None
-        return (listed or [])[:MAX_MODELS]
+        return body
+
+    async def _read(
+        self, path: str, body: bytes, last: Told[Models], model: Callable[[msgspec.Raw], Models | None]
+    ) -> Told[Models]:
+        """What a list says. Most say what they said the last time: then there is nothing to do."""
+        async with self._reading:
+            await asyncio.sleep(0)  # whoever had it before has had this turn
+            if body == last.body:
+                return last
+            try:
+                listed = _read_data(body).data if path == "/v1/models" else _read_models(body).models
+            except _UNREADABLE:
+                raise BadAnswer(self._name, f"its answer to {path} is not a list of models") from None
+            found: list[Models] = []
+            for number, raw in enumerate((listed or [])[:MAX_MODELS], 1):
+                if (one := model(raw)) is not None:
+                    found.append(one)
+                if not number % AT_A_TURN:
+                    await asyncio.sleep(0)
+            return Told(body, tuple(found))
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         return await self._ask("GET", path)
@@ -271,36 +322,46 @@ def _version(body: bytes) -> str | None:
     return version if _WORD.fullmatch(version) else ""
 
 
-def _entries(listed: list[msgspec.Raw]) -> Iterator[tuple[str, _Model, dict[str, Any]]]:
-    """Entries that can be understood, under names that are safe to show and to compare."""
-    for raw in listed:
-        text = bytes(memoryview(raw))
-        if text.count(b"{") + text.count(b"[") > MAX_BRACKETS:
-            continue  # so deep or so long that it could not be relayed
-        try:
-            model, whole = _read_model(raw), _read_any(raw)
-        except _UNREADABLE:
-            continue
-        name = model.name or model.id
-        if len(name) <= MAX_NAME and _NAME.fullmatch(name):
-            yield name, model, whole
+def _entry(raw: msgspec.Raw) -> tuple[str, _Model] | None:
+    """An entry that can be understood, under a name that is safe to show and to compare."""
+    text = bytes(memoryview(raw))
+    if text.count(b"{") + text.count(b"[") > MAX_BRACKETS:
+        return None  # so deep or so long that it could not be relayed
+    try:
+        model = _read_model(raw)
+        _read_any(raw)  # as lists will do
+    except _UNREADABLE:
+        return None
+    name = model.name or model.id
+    return (name, model) if len(name) <= MAX_NAME and _NAME.fullmatch(name) else None
 
 
-def _installed(listed: list[msgspec.Raw]) -> Iterator[InstalledModel]:
-    for name, model, whole in _entries(listed):
-        details = model.details or _Details()
-        told = model.capabilities
-        yield InstalledModel(
-            name=name,
-            digest=(model.digest or "")[:128],
-            size=model.size or 0,
-            capabilities=None if told is None else frozenset(word for word in told[:32] if _WORD.fullmatch(word)),
-            context_length=details.context_length,
-            family=(details.family or "")[:64],
-            raw=whole,
-        )
+def _installed(raw: msgspec.Raw) -> InstalledModel | None:
+    if (entry := _entry(raw)) is None:
+        return None
+    name, model = entry
+    details = model.details or _Details()
+    return InstalledModel(
+        name=name,
+        digest=(model.digest or "")[:128],
+        size=model.size or 0,
+        capabilities=None if model.capabilities is None else _capabilities(tuple(model.capabilities[:32])),
+        context_length=details.context_length,
+        family=(details.family or "")[:64],
+        told=raw,
+    )
 
 
-def _loaded(listed: list[msgspec.Raw]) -> Iterator[LoadedModel]:
-    for name, model, whole in _entries(listed):
-        yield LoadedModel(name, model.size_vram or 0, model.context_length, (model.expires_at or "")[:64], whole)
+def _loaded(raw: msgspec.Raw) -> LoadedModel | None:
+    if (entry := _entry(raw)) is None:
+        return None
+    name, model = entry
+    return LoadedModel(
+        name, model.size_vram or 0, model.context_length, (model.expires_at or "")[:64], max(0, model.size or 0), raw
+    )
+
+
+@lru_cache(maxsize=1024)
+def _capabilities(told: tuple[str, ...]) -> frozenset[str]:
+    """One object for all that have the same."""
+    return frozenset(word for word in told if _WORD.fullmatch(word))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -187,3 +188,33 @@ async def test_sighup_reads_the_configuration_anew() -> None:
         os.kill(os.getpid(), signal.SIGHUP)
         await house.until(lambda: house.engine.pool.instances["alpha"].limit == 7)
         assert any(line["event"] == "config.applied" and "~ instance alpha" in line["changes"] for line in house.lines)
+
+
+@dataclass
+class Slow(Given):
+    """One whose first reading takes until it is let go, and gives what was there when it began."""
+
+    begun: int = 0
+    go: threading.Event = field(default_factory=threading.Event)
+
+    def load(self) -> Loaded:
+        self.begun += 1
+        loaded = super().load()
+        if self.begun == 1:
+            assert self.go.wait(10)
+        return loaded
+
+
+async def test_while_a_configuration_is_read_calls_go_on_and_the_last_that_was_asked_for_counts() -> None:
+    async with House({"alpha": Behaviour()}) as house:
+        house.engine._source = given = Slow(house)
+        try:
+            for limit in (7, 8):
+                given.keys = {"instances": with_limit(house, "alpha", limit)}
+                os.kill(os.getpid(), signal.SIGHUP)
+                await house.until(lambda: given.begun == 1)
+                assert (await house.chat(f"say: {limit}")).text == str(limit)
+            assert house.engine.pool.instances["alpha"].limit == 4
+        finally:
+            given.go.set()
+        await house.until(lambda: given.begun == 2 and house.engine.pool.instances["alpha"].limit == 8)

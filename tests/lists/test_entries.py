@@ -32,7 +32,7 @@ def complete(entry: dict[str, Any]) -> None:
 
 @given(entry=odd_entries, details=odd_details, digest=st.sampled_from(["", DIGEST, "sha256:" + DIGEST, "A" * 64]))
 def test_30_an_entry_is_complete_whatever_the_instance_told(entry: dict[str, Any], details: Any, digest: str) -> None:
-    model = InstalledModel("x:1b", digest, 7, raw={**entry, "details": details})
+    model = InstalledModel("x:1b", digest, 7, told=json.dumps({**entry, "details": details}).encode())
     told = entries.installed(model)
     complete(told)
     assert entries.moment(told["modified_at"]) is not None
@@ -52,12 +52,12 @@ def test_30_what_is_complete_stays_as_it_is() -> None:
         "details": details,
         "remote_host": "h",
     }
-    assert entries.installed(InstalledModel("x:1b", DIGEST, 7, raw=raw)) == raw
-    assert list(entries.installed(InstalledModel("x:1b", DIGEST, 7, raw=raw))) == list(raw)
+    assert entries.installed(InstalledModel("x:1b", DIGEST, 7, told=json.dumps(raw).encode())) == raw
+    assert list(entries.installed(InstalledModel("x:1b", DIGEST, 7, told=json.dumps(raw).encode()))) == list(raw)
 
 
 def test_30_a_time_of_the_other_api_is_a_date_too() -> None:
-    told = entries.installed(InstalledModel("x:1b", raw={"id": "x:1b", "created": 1_700_000_000}))
+    told = entries.installed(InstalledModel("x:1b", told=b'{"id": "x:1b", "created": 1700000000}'))
     assert told["modified_at"] == "2023-11-14T22:13:20+00:00"
 
 

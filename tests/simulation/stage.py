@@ -197,7 +197,7 @@ class Stage:
             return ollama.probe()
 
         probing = watch(probe, partial(self.laws.pool.observe, name), interval=health.interval, random=self._random)
-        listing = self._catalog.watch(name, prober, health.timeout, health.catalog)
+        listing = self._catalog.watch(name, prober, health.timeout, health.catalog, random=self._random)
         self._watchers[name] = tuple(
             self._loop.create_task(work, name=f"{kind} {name}")
             for kind, work in (("probe", probing), ("list", listing))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import msgspec
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import BadAnswer, ConnectFailed, ConnectionLost, FirstTokenTimeout, Refused
-from gateway.upstream import Health, Listing, LoadedModel, Prober
-from gateway.upstream.probe import MAX_MODELS, MAX_NAME, MAX_POSTS, MAX_REPLY, _installed, _version
+from gateway.upstream import Health, InstalledModel, Listing, Prober
+from gateway.upstream.probe import AT_A_TURN, MAX_MODELS, MAX_NAME, MAX_POSTS, MAX_REPLY, _installed, _version
 from tests.upstream.scripted import (
     CHUNKED,
     HELLO,
@@ -147,8 +148,11 @@ async def test_a_probe_that_is_cancelled_leaves_nothing_behind() -> None:
 async def test_installed_and_loaded_models_are_read() -> None:
     seen = await listing(at_paths({"/api/tags": TAGS, "/api/ps": PS}))
 
-    assert seen.loaded == (LoadedModel("llama3.2:latest", 2, 4096, "2318-01-01T00:00:00Z"),)
-    assert seen.loaded[0].raw["size"] == 3
+    assert seen.loaded is not None
+    (there,) = seen.loaded
+    assert (there.name, there.size_vram, there.context_length) == ("llama3.2:latest", 2, 4096)
+    assert (there.expires_at, there.size) == ("2318-01-01T00:00:00Z", 3)
+    assert there.raw["size"] == 3
     first, second = seen.installed
     assert (first.name, first.digest, first.size, first.family) == (
         "llama3.2:latest",
@@ -159,6 +163,46 @@ async def test_installed_and_loaded_models_are_read() -> None:
     assert (first.capabilities, first.context_length) == (frozenset({"completion", "tools"}), 131072)
     assert first.raw["details"]["quantization_level"] == "Q4_K_M"
     assert (second.name, second.capabilities, second.context_length) == ("old:7b", None, None)
+
+
+async def test_a_list_that_is_as_it_was_is_the_same_and_one_that_changed_is_read() -> None:
+    more = body(b'{"models":[{"name":"old:7b"},{"name":"new:7b"}]}')
+    pages = {"/api/tags": TAGS, "/api/ps": PS}
+    async with speaking(at_paths(pages)) as instance, reaching(instance.url) as upstream:
+        prober = Prober(upstream)
+        first, again = await prober.listing(5, True), await prober.listing(5, True)
+        assert again.installed is first.installed
+        assert again.loaded is first.loaded
+        pages["/api/tags"] = more
+        changed = await prober.listing(5, True)
+        assert [model.name for model in changed.installed] == ["old:7b", "new:7b"]
+        assert changed.loaded is first.loaded
+        await prober.close()
+
+
+async def test_no_turn_of_the_loop_reads_more_than_some_entries_of_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []  # at which turn each entry was
+    turn = 0
+
+    def reading(raw: msgspec.Raw) -> InstalledModel | None:
+        read.append(turn)
+        return _installed(raw)
+
+    async def turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr("gateway.upstream.probe._installed", reading)
+    long = body(msgspec.json.encode({"models": [{"name": f"m:{number}"} for number in range(5 * AT_A_TURN)]}))
+    async with speaking(at_paths({"/api/tags": long, "/api/ps": PS})) as instance, reaching(instance.url) as upstream:
+        one_at_a_time = asyncio.Lock()
+        counting = asyncio.create_task(turns(), name="turns")
+        await asyncio.gather(*(Prober(upstream, one_at_a_time).listing(5, True) for _ in range(8)))
+        counting.cancel()
+    assert len(read) == 8 * 5 * AT_A_TURN
+    assert max(Counter(read).values()) <= AT_A_TURN
 
 
 async def test_a_server_that_knows_only_v1_tells_its_models_and_not_what_is_loaded() -> None:
@@ -272,12 +316,16 @@ async def test_no_question_leaves_for_another_address_than_its_instances() -> No
 
 def test_an_entry_so_deep_that_it_could_not_be_passed_on_is_skipped() -> None:
     deep = b'{"name":"deep","x":%b%b}' % (b"[" * 600, b"]" * 600)
-    seen = list(_installed([msgspec.Raw(deep), *entries({"name": "flat", "x": [[[1]]]})]))
+    seen = installed([msgspec.Raw(deep), *entries({"name": "flat", "x": [[[1]]]})])
     assert [model.name for model in seen] == ["flat"]
 
 
 def entries(*models: object) -> list[msgspec.Raw]:
     return [msgspec.Raw(msgspec.json.encode(model)) for model in models]
+
+
+def installed(listed: list[msgspec.Raw]) -> list[InstalledModel]:
+    return [model for raw in listed if (model := _installed(raw)) is not None]
 
 
 def test_entries_that_do_not_fit_are_skipped_and_the_others_kept() -> None:
@@ -295,7 +343,7 @@ def test_entries_that_do_not_fit_are_skipped_and_the_others_kept() -> None:
         {"name": "good:2", "size": "big"},
         {"name": "a" * MAX_NAME, "capabilities": ["tools", "no such\nword"], "digest": None, "details": None},
     ]
-    seen = list(_installed(entries(*odd)))
+    seen = installed(entries(*odd))
 
     assert [model.name for model in seen] == ["good:1", "a" * MAX_NAME]
     assert seen[1].capabilities == frozenset({"tools"})
@@ -303,7 +351,7 @@ def test_entries_that_do_not_fit_are_skipped_and_the_others_kept() -> None:
 
 @pytest.mark.parametrize("name", ["hf.co/bartowski/Llama-3.2-3B-Instruct-GGUF:Q4_K_M", "/models/x.gguf", "a/b:c@d"])
 def test_names_as_real_servers_give_them_are_kept(name: str) -> None:
-    assert [model.name for model in _installed(entries({"name": name}))] == [name]
+    assert [model.name for model in installed(entries({"name": name}))] == [name]
 
 
 async def test_no_more_models_are_kept_than_the_cap() -> None:
@@ -325,5 +373,5 @@ keys = st.sampled_from(["name", "id", "digest", "size", "capabilities", "details
 
 @given(models=st.lists(json_values | st.dictionaries(keys, json_values), max_size=5))
 def test_whatever_an_entry_holds_it_is_read_or_skipped(models: list[object]) -> None:
-    for model in _installed(entries(*models)):
+    for model in installed(entries(*models)):
         assert 0 < len(model.name) <= MAX_NAME
