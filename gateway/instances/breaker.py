@@ -52,8 +52,9 @@ class Tally:
     def note(self, now: float, *, failed: bool) -> None:
         """A call ended at `now`."""
         self._pass(now)
-        self._ended[self._slice % SLICES] += 1
-        self._failed[self._slice % SLICES] += failed
+        at = self._slice % SLICES
+        self._ended[at] += 1
+        self._failed[at] += failed
 
     def counts(self, now: float) -> tuple[int, int]:
         """(failed, ended)."""
@@ -62,6 +63,8 @@ class Tally:
 
     def _pass(self, now: float) -> None:
         at = int(now / self._width)
+        if at == self._slice:
+            return
         for one in range(max(self._slice, at - SLICES) + 1, at + 1):
             self._ended[one % SLICES] = self._failed[one % SLICES] = 0
         self._slice = at
@@ -239,23 +242,27 @@ class Breakers:
         """`call` for `model` goes there. True where it is a last resort."""
         if self.calm:
             return False
-        last_resort = [breaker.begin(call, now) for breaker in self._both(model)]
-        return any(last_resort)
+        last_resort = self.whole.begin(call, now)
+        own = self.models.get(model)
+        return bool(own and own.begin(call, now)) or last_resort
 
     def heard(self, call: object, model: str, now: float) -> None:
         """The instance spoke to `call`."""
-        for breaker in self._both(model):
-            breaker.heard(call, now)
+        self.whole.heard(call, now)
+        if own := self.models.get(model):
+            own.heard(call, now)
 
     def succeeded(self, model: str, now: float) -> None:
         """A call ended well."""
-        for breaker in self._both(model):
-            breaker.succeeded(now)
+        self.whole.succeeded(now)
+        if own := self.models.get(model):
+            own.succeeded(now)
 
     def left(self, call: object, model: str) -> None:
         """`call` is over."""
-        for breaker in self._both(model):
-            breaker.left(call)
+        self.whole.left(call)
+        if own := self.models.get(model):
+            own.left(call)
 
     def failed(self, call: object, model: str, error: UpstreamError, now: float, *, running: int) -> None:
         """`call` failed, while the instance works on `running` others."""
@@ -321,10 +328,6 @@ class Breakers:
         closed = self.whole.until is None and self.whole.since is None
         self.calm = closed and not self.models and not self.saturated(now)
         return due
-
-    def _both(self, model: str) -> tuple[Breaker, ...]:
-        own = self.models.get(model) if self.models else None
-        return (self.whole,) if own is None else (self.whole, own)
 
     def _of(self, model: str) -> Breaker:
         own = self.models.get(model)

@@ -72,6 +72,7 @@ class Instance:
         self.owes = ""
         self.gives_up: frozenset[str] = frozenset()
         self.seed = seed(config.name)
+        self.healthy = True  # as probes say; one that nobody has probed yet counts as healthy
         self.away_since: float | None = None  # loop time; None while nothing is wrong with it
         self._probe_problem = ""
         self.configure(config, pool)
@@ -79,6 +80,7 @@ class Instance:
     def configure(self, config: InstanceConfig, pool: Config) -> None:
         """New limits apply at once, to what is known already."""
         self.config = config
+        self.limit = config.max_concurrent
         self.drain_grace = pool.line.drain_grace
         self.hold = pool.line.hold
         self.breakers.configure(pool.breaker)
@@ -89,13 +91,9 @@ class Instance:
         """What calls say of the whole of it."""
         return self.breakers.whole
 
-    @property
-    def limit(self) -> int:
-        return self.config.max_concurrent
-
     def allowed(self, now: float) -> int:
         """Calls at once that it may have now: fewer than its limit while it is saturated or in its slow start."""
-        return self.breakers.limit(self.config.max_concurrent, now)
+        return self.breakers.limit(self.limit, now)
 
     @property
     def draining(self) -> int:
@@ -109,7 +107,7 @@ class Instance:
     @property
     def load(self) -> float:
         """How full it is: 0.0 idle, 1.0 full, more where the limit was lowered."""
-        return self.in_use / self.config.max_concurrent
+        return self.in_use / self.limit
 
     def slots(self, model: str) -> int:
         """Calls for one model at once: what Ollama gives each model, or 1 for those it serves one at a time (§6.6)."""
@@ -127,11 +125,6 @@ class Instance:
     def owe(self, model: str, gives_up: frozenset[str]) -> None:
         """It is to load `model`, and takes no more calls for `gives_up` until then. ("", none) ends that."""
         self.owes, self.gives_up = model, gives_up
-
-    @property
-    def healthy(self) -> bool:
-        """What probes say; an instance nobody has probed yet counts as healthy."""
-        return self.health.healthy is not False
 
     @property
     def problem(self) -> str:
@@ -174,7 +167,8 @@ class Instance:
     @property
     def away(self) -> bool:
         """Whether it seems not to be there: by its probes, or as nobody listens; half-open it is not back yet."""
-        return not self.healthy or (self.breaker.until is not None and self.breaker.hard)
+        breaker = self.breakers.whole
+        return not self.healthy or (breaker.until is not None and breaker.hard)
 
     def awaited(self, now: float) -> bool:
         """Whether it may well be back soon: it has not been away for so long that it is given up."""
@@ -215,7 +209,9 @@ class Instance:
         """Take one probe's result; True where its health changed."""
         if not ok:
             self._probe_problem = problem
-        return self.health.observe(ok)
+        changed = self.health.observe(ok)
+        self.healthy = self.health.healthy is not False
+        return changed
 
 
 class LeaseState(StrEnum):
@@ -227,19 +223,27 @@ class LeaseState(StrEnum):
 class Lease:
     """The right to one call on one instance, given back by leaving its block. Everything here is synchronous.
 
-    Say `sent`, then `answered` or `failed`, as the call goes on. `waited` is the time in line, in seconds; `cold` tells
-    that the model has to be loaded first. `changed` is called after each change that could let another call go.
+    Say `sent`, then `answered` or `failed`, as the call goes on. `waited` is the time in line, in seconds, which began
+    at `since`; `cold` tells that the model has to be loaded first. `changed` is called after each change that could let
+    another call go.
     """
 
     def __init__(
-        self, instance: Instance, candidate: Candidate, *, waited: float, clock: Clock, changed: Callable[[Lease], None]
+        self,
+        instance: Instance,
+        candidate: Candidate,
+        *,
+        since: float,
+        now: float,
+        clock: Clock,
+        changed: Callable[[Lease], None],
     ) -> None:
         self.instance = instance
         self.candidate = candidate
-        self.waited = waited
+        self.waited = now - since
         self.state = LeaseState.HELD
         self.model = model_key(candidate.model)
-        self.granted_at = clock.now()
+        self.granted_at = now
         self.drained_at = 0.0
         self._clock = clock
         self._changed = changed
@@ -247,10 +251,10 @@ class Lease:
         self._answered = False
         self._failed = self._work_is_over = False  # the error itself is not kept: it knows the frames it came through
         instance.held += 1
-        self.last_resort = instance.breakers.begin(self, self.model, self.granted_at)  # nothing else was left
+        self.last_resort = instance.breakers.begin(self, self.model, now)  # nothing else was left
         self.position = 0  # its place in line when it came; 0 where it did not wait
         self.why = ""  # it waited, in words
-        self.cold = instance.memory.begin(self.model, self.granted_at)
+        self.cold = instance.memory.begin(self.model, now)
 
     def __enter__(self) -> Self:
         return self
@@ -280,7 +284,7 @@ class Lease:
         as_before = instance.calm and not self.cold and not instance.drains
         instance.breakers.heard(self, self.model, self._clock.now())
         instance.memory.answered(self.model)
-        if self._sent_at is not None:
+        if instance.drains and self._sent_at is not None:
             self._end_older_drains(self._sent_at)
         if not as_before:
             self._changed(self)

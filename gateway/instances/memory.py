@@ -126,7 +126,8 @@ class Memory:
     def spoke(self, model: str, seconds: float, *, cold: bool) -> None:
         """Its first token came `seconds` after a call was sent."""
         if cold:
-            seconds -= self._known(model, "first_token", 0.0)
+            own = self._times.get(model)
+            seconds -= _known(own.first_token if own else None, self.overall.first_token, 0.0)
             for times in (self.times(model), self.overall):
                 times.load.see(max(0.0, seconds))
         else:
@@ -208,20 +209,25 @@ class Memory:
 
     def service(self, model: str) -> float:
         """Seconds a call for it usually takes here."""
-        return self._known(model, "service", USUAL_SERVICE)
+        own = self._times.get(model)
+        return _known(own.service if own else None, self.overall.service, USUAL_SERVICE)
 
     def first_token(self, model: str) -> float:
         """Seconds from sending to the first token, where it is loaded."""
-        return self._known(model, "first_token", USUAL_FIRST_TOKEN)
+        own = self._times.get(model)
+        return _known(own.first_token if own else None, self.overall.first_token, USUAL_FIRST_TOKEN)
 
     def load(self, model: str) -> float:
         """Seconds it takes to load."""
-        return self._known(model, "load", USUAL_LOAD)
+        own = self._times.get(model)
+        return _known(own.load if own else None, self.overall.load, USUAL_LOAD)
 
-    def _known(self, model: str, what: str, otherwise: float) -> float:
-        overall: Average = getattr(self.overall, what)
-        own: Average | None = getattr(self._times.get(model), what, None)
-        return overall.known(otherwise) if own is None else own.known(overall.known(otherwise))
+
+def _known(own: Average | None, overall: Average, otherwise: float) -> float:
+    """What is usual for one model, else for any there, else what was never measured is taken to be."""
+    if own is not None and own.value is not None:
+        return own.value
+    return overall.known(otherwise)
 
 
 def _stale(one: Resident, asked: float) -> bool:

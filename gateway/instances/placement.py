@@ -18,6 +18,7 @@ busier by more than one call; without one the least busy, by chance among equals
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -59,7 +60,8 @@ class Placement:
         self._random = random
         self._demands: dict[str, Demand] = {}
         self._remote: set[str] = set()  # those of them that run in the cloud, for which nothing is ever loaded
-        self._turns: dict[int, Turns] = {}  # by place: callers take turns on an instance, whatever they want there
+        # By place: callers take turns on an instance, whatever they want there.
+        self._turns: defaultdict[int, Turns] = defaultdict(Turns)
         self._alarm: float | None = None
         self._losses = 0  # of the roster, as last looked at
         self._freed: list[Instance] = []  # to be told of at the next look
@@ -112,7 +114,7 @@ class Placement:
             turns.correct(waiter.caller, seconds)
 
     def granted(self, waiter: Waiter, instance: Instance, seconds: float, now: float) -> None:
-        turns = self._turns.setdefault(instance.place, Turns())
+        turns = self._turns[instance.place]
         turns.come_in(waiter.caller)
         turns.take(waiter.caller, seconds)
         waiter.want.granted(waiter, seconds, now)
@@ -234,7 +236,7 @@ class Placement:
         return best
 
     def _key(self, turn: Turn, instance: Instance) -> tuple[int, float, float]:
-        turns = self._turns.setdefault(instance.place, Turns())
+        turns = self._turns[instance.place]
         turns.come_in(turn.waiter.caller)
         return turn.level, turns.start(turn.waiter.caller), turn.waiter.since
 
@@ -245,6 +247,8 @@ class Placement:
 
     def _pick(self, ready: int, tier: Tier, conversation: str) -> int:
         """The place of `ready` that a call goes to."""
+        if not ready & (ready - 1):
+            return ready.bit_length() - 1  # there is no other
         levels = iter(self._roster.levels(ready))
         least, emptiest = next(levels)
         if conversation:

@@ -179,13 +179,17 @@ class Pool:
         now = self._clock.now()
         caller = self._callers.joins(ticket.caller)
         caller.weight = ticket.weight
-        self._callers.allow(caller, self._config.line.max_running_per_caller)
+        if caller.allowed != self._config.line.max_running_per_caller:
+            self._callers.allow(caller, self._config.line.max_running_per_caller)
         waiter = Waiter(ticket, self._wants.of(ticket.candidates), caller, now)
-        self._line.join(waiter)
         candidate = self._order.arrives(waiter, now)
         if candidate is not None:
             self._grant(waiter, candidate, now)
-        elif problem := self._no_place(waiter, patience, now):
+            self._heed()
+            return waiter.result()
+        self._callers.waits(caller)
+        self._line.join(waiter)
+        if problem := self._no_place(waiter, patience, now):
             self._refuse(waiter, problem)
         else:
             waiter.want.news(self._roster)  # all that are right for it have just been asked
@@ -244,15 +248,17 @@ class Pool:
             return  # it left the pool; another may have its name
         now = self._clock.now()
         self._note(instance, now)
-        self._fill(instance, now)
-        if instance.away:
-            self._dismiss(now)
+        if len(self._line):
+            self._fill(instance, now)
+            if instance.away:
+                self._dismiss(now)
         self._heed()
 
     def _note(self, instance: Instance, now: float) -> None:
         """Note how it stands now. Where it is fit for other calls than before, others have to go elsewhere."""
         version = self._roster.version
-        self._follow(instance, now)
+        if not instance.calm:
+            self._follow(instance, now)
         self._roster.update(instance, now)
         self._anew |= self._roster.version != version
 
@@ -281,7 +287,7 @@ class Pool:
     def _grant(self, waiter: Waiter, candidate: Candidate, now: float) -> None:
         instance = self._instances[candidate.instance]
         lease = Lease(
-            instance, waiter.own(candidate), waited=now - waiter.since, clock=self._clock, changed=self._changed
+            instance, waiter.own(candidate), since=waiter.since, now=now, clock=self._clock, changed=self._changed
         )
         if waiter.outlook is not None:
             lease.position, lease.why = waiter.outlook.position, waiter.outlook.why
@@ -407,8 +413,6 @@ class Pool:
 
     def _follow(self, instance: Instance, now: float) -> None:
         """Tell what changed in what is known of it, and look again when that next changes by itself."""
-        if instance.calm:
-            return
         for model, state, why in instance.breakers.news(now):
             self.changes += 1
             self._observer.breaker_changed(instance.name, model, str(state), why)

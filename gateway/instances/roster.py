@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 from gateway.instances.instance import OUT, Instance, Standing
 
@@ -29,7 +30,8 @@ def each(mask: int) -> Iterator[int]:
         mask ^= low
 
 
-class Noted(NamedTuple):
+@dataclass(slots=True)
+class Noted:
     """What an instance was entered with. `plain`: nothing kept it from calls for any model it holds but its load."""
 
     load: float
@@ -158,7 +160,7 @@ class Roster:
             bit = 1 << place
             _take_out(self._levels, noted.load, ~bit)
             self._levels[load] |= bit
-            self._noted[place] = noted._replace(load=load)
+            noted.load = load
         return True
 
     def _enter(self, instance: Instance, place: int, now: float) -> None:

@@ -84,7 +84,7 @@ class Turns:
 
     def take(self, caller: Caller, seconds: float) -> None:
         """The caller has its turn, which will take so long."""
-        start = self.start(caller)
+        start = self._starts.get(caller.name, self.time)
         self.time = max(self.time, start)
         self._note(caller.name, start + seconds / caller.weight)
 
@@ -113,26 +113,33 @@ class Callers:
         return iter(self._by_name.values())
 
     def joins(self, name: str) -> Caller:
-        """A call of this caller came."""
+        """A call of this caller came: it `begins` at once, or `waits`."""
         caller = self._by_name.get(name)
         if caller is None:
             caller = self._by_name[name] = Caller(name)
-        caller.waiting += 1
         return caller
 
+    def waits(self, caller: Caller) -> None:
+        """One of its calls has to wait."""
+        caller.waiting += 1
+
     def leaves(self, caller: Caller) -> None:
+        """One of its calls waits no longer."""
         caller.waiting -= 1
         self._forget(caller)
 
     def begins(self, caller: Caller, seconds: float) -> None:
-        """One of its calls that waited, or has just come, was given a lease, and will take so long."""
+        """One of its calls was given a lease, and will take so long."""
         caller.running += 1
         caller.busy += seconds
 
     def ends(self, caller: Caller, seconds: float) -> None:
         """A call ended that was to take so long."""
         caller.busy = max(0.0, caller.busy - seconds) if caller.running > 1 else 0.0
-        self.allow(caller, caller.allowed, ended=1)
+        if caller.capped:
+            self.allow(caller, caller.allowed, ended=1)
+        else:
+            caller.running -= 1
         self._forget(caller)
 
     def allow(self, caller: Caller, allowed: int | None, *, ended: int = 0) -> None:

@@ -60,6 +60,7 @@ class Desk:
         wanted = self.wants[want]
         ticket = Ticket(candidates=wanted.candidates, caller=name, weight=weight, priority=priority, since=since)
         caller = self.callers.joins(name)
+        self.callers.waits(caller)
         caller.weight = weight
         self.callers.allow(caller, cap)
         waiter = Waiter(ticket, wanted, caller, self.now)

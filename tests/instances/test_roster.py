@@ -82,7 +82,8 @@ class World:
         lease = Lease(
             instance,
             candidate,
-            waited=0.0,
+            since=self.now,
+            now=self.now,
             clock=Clock(lambda: self.now, lambda _, __: NoTimer()),
             changed=lambda lease: self.update(lease.instance),
         )
