@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
@@ -21,7 +20,7 @@ from gateway.call import Frame, Reader
 from gateway.dialects import broken
 from gateway.errors import BadAnswer, CallTimeout, ConnectionLost, StreamBroken, UpstreamError
 from gateway.instances import Lease
-from gateway.journey import Journey
+from gateway.journey import Attempt, Journey
 from gateway.upstream import Response
 
 MAX_SILENT = 1000  # frames without content before the first that has some
@@ -59,9 +58,9 @@ class Exchange:
         self._broken: UpstreamError | None = None
         self._ended = False
         self._given_back = False
-        self._held = ExitStack()
         self._limit = TimeLimit(journey.limits.total, partial(CallTimeout, journey.limits.total))
         self._sent_at = self._first_at = 0.0
+        self._attempt: Attempt
         self._lease: Lease
         self._response: Response
         self._sink: Sink
@@ -192,22 +191,22 @@ class Exchange:
         except (UpstreamError, TimeoutError):
             return  # its connection is closed instead; the client has its whole answer
 
-    async def _until_content(self, lease: Lease, held: ExitStack) -> None:
+    async def _until_content(self, attempt: Attempt) -> None:
         """One attempt up to its first content frame: until then it can fail without the client knowing."""
         self._sent_at = self._now()
         self._reader = self._journey.call.operation.reader(self._journey.call)
         self._ready, self._broken, self._ended = [], None, False
-        self._lease = lease
-        self._response = await self._journey.open(lease, held)
+        self._attempt, self._lease = attempt, attempt.lease
+        self._response = await self._journey.open(attempt)
         while not any(frame.content or frame.last for frame in self._ready):
             if len(self._ready) > MAX_SILENT:
-                raise BadAnswer(lease.candidate.instance, "sends frames without content")
+                raise BadAnswer(self._lease.candidate.instance, "sends frames without content")
             self._ready += await self._read()
-        lease.answered()
+        self._lease.answered()
         self._response.spoke(self._journey.limits.idle)
         self._first_at = self._now()
-        self._journey.answered(lease, self._first_at - self._sent_at)
-        self._held = held.pop_all()
+        self._journey.answered(self._lease, self._first_at - self._sent_at)
+        attempt.kept = True
         self._response.when_changed(self._unread)
 
     def _unread(self) -> None:
@@ -241,7 +240,7 @@ class Exchange:
             self._journey.done(self._lease)
         elif error is not None:
             self._journey.failed(self._lease, error)
-        self._held.close()
+        self._attempt.close()
 
     async def _read(self) -> list[Frame]:
         """Frames that came, up to an error among them, which is raised by the next call."""

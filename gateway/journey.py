@@ -1,17 +1,18 @@
 """One call's way through its candidates: what each attempt gave, and on to the next while the client has heard nothing.
 
-Everything an attempt holds, its lease and its upstream response, is entered on one stack in the frame that took it,
-and that stack is closed by leaving the block. Closing is synchronous, so a cancelled call leaves nothing behind.
+All that an attempt holds, its lease and its upstream response, belongs to one `Attempt`, entered in the frame that
+took the lease, and leaving the block closes it. Closing is synchronous, so a cancelled call leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from types import TracebackType
+from typing import Self, TypeVar
 
 from gateway.block import TimeLimit
 from gateway.call import JSON, Call, Candidate, Plan, Priority, Record, Reply, model_key
@@ -101,6 +102,34 @@ class Means:
     random: Callable[[], float]
 
 
+class Attempt:
+    """What one attempt holds. Leaving the block gives it back, unless it was `kept`: then whoever keeps it has to."""
+
+    __slots__ = ("kept", "lease", "response")
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.response: Response | None = None  # once the instance has begun to answer
+        self.kept = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.kept:
+            self.close()
+
+    def close(self) -> None:
+        """Idempotent."""
+        try:
+            if self.response is not None:
+                self.response.close()
+        finally:
+            self.lease.release()
+
+
 class Journey:
     """One call's way through its candidates: which were tried, what each attempt gave, when to stop.
 
@@ -141,22 +170,17 @@ class Journey:
         with TimeLimit(self.limits.total, partial(CallTimeout, self.limits.total)):
             return await self.attempts(self._whole)
 
-    async def attempts(self, work: Callable[[Lease, ExitStack], Awaitable[T]]) -> T:
-        """Run `work` with a lease until it succeeds or nothing is left to try. Raises GatewayError.
-
-        `work` may move what it holds to another stack; what stays on the one it was given ends with the attempt.
-        """
+    async def attempts(self, work: Callable[[Attempt], Awaitable[T]]) -> T:
+        """Make attempts at `work` until one succeeds or nothing is left to try. Raises GatewayError."""
         retry = self.setting.config.retry
         while True:
-            lease = await self._lease()
-            with ExitStack() as held:
-                held.enter_context(lease)
-                self._begin(lease)
+            with Attempt(await self._lease()) as attempt:
+                self._begin(attempt.lease)
                 try:
-                    return await work(lease, held)
+                    return await work(attempt)
                 except UpstreamError as failure:
                     error = failure
-                    self.failed(lease, failure)
+                    self.failed(attempt.lease, failure)
             fresh = bool(self._untried())
             pause = 0.0 if fresh else self._pause(error)
             again = error.failover and self.record.attempts < retry.attempts
@@ -257,9 +281,10 @@ class Journey:
             error.retryable = False
         return error
 
-    async def open(self, lease: Lease, held: ExitStack) -> Response:
+    async def open(self, attempt: Attempt) -> Response:
         """Send the call and wait for the head of the answer. Raises UpstreamError; a 4xx or 5xx is Refused."""
-        candidate, call = lease.candidate, self.call
+        lease, call = attempt.lease, self.call
+        candidate = lease.candidate
         first = self.limits.loading if lease.cold else self.limits.first_token
         if not call.wish.stream:
             first = self.limits.total  # a finished answer comes at once, when all of its tokens are there
@@ -275,7 +300,7 @@ class Journey:
         if upstream is None:  # a reload came between the grant and us
             raise ConnectFailed(candidate.instance, "no longer in use")
         response = await upstream.open(request, connect=self.limits.connect, first=first, sending=lease.sent)
-        held.enter_context(response)
+        attempt.response = response
         if response.status != 200:
             raise await self._refused(lease, response)
         return response
@@ -290,9 +315,9 @@ class Journey:
         words = text or f"status {response.status}"
         return Refused(name, response.status, words, code=code, retry_after=retry_after(response.headers))
 
-    async def _whole(self, lease: Lease, held: ExitStack) -> Reply:
-        began = self.means.now()
-        response = await self.open(lease, held)
+    async def _whole(self, attempt: Attempt) -> Reply:
+        lease, began = attempt.lease, self.means.now()
+        response = await self.open(attempt)
         body = await response.read_all(MAX_REPLY)
         seconds = self.means.now() - self.call.arrived
         try:
