@@ -253,7 +253,8 @@ class Catalog:
 
         `random` gives numbers in [0, 1): many are not to be asked in step, nor begun with at once, but so long `after`.
         """
-        await asyncio.sleep(after)
+        if after:
+            await asyncio.sleep(after)
         while True:
             await self.ask(instance, prober, timeout)
             known = self._known.get(instance)

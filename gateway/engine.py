@@ -140,7 +140,7 @@ class Engine:
         for look in looks:
             look.add_done_callback(self._leaving.discard)
         await asyncio.wait(looks, timeout=FIRST_LOOK)
-        self._watch(self._attached.values())
+        self._watch(self._attached.values(), apart=0.0)  # nobody is served yet
 
     async def stop(self) -> None:
         """End every asyncio task and connection of ours. Calls must have ended before."""
@@ -353,11 +353,11 @@ class Engine:
         if ok:
             await self.catalog.ask(attached.config.name, attached.prober, self.config.health.timeout)
 
-    def _watch(self, watched: Iterable[Attached]) -> None:
+    def _watch(self, watched: Iterable[Attached], *, apart: float = APART) -> None:
         """From now on, or some milliseconds later where they are many: their probes are not to come all at once."""
         health = self.config.health
         for number, attached in enumerate(watched):
-            name, after = attached.config.name, number * APART
+            name, after = attached.config.name, number * apart
             probe, report = partial(self._probe, attached), partial(self.pool.observe, name)
             probing = watch(probe, report, interval=health.interval, random=random.random, after=after)
             listing = self.catalog.watch(

@@ -17,13 +17,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
 from benchmarks.hotpath import kernel, page
 from benchmarks.hotpath.contenders import Contender, gateway, instance
-from benchmarks.hotpath.load import Address, Load, Run
+from benchmarks.hotpath.load import SOURCES, Address, Load, Run
 from benchmarks.hotpath.upstream import MODEL
 from benchmarks.hotpath.watched import EDGES, FILE
 
@@ -31,11 +31,16 @@ BOUND = 10.0  # milliseconds
 INSTANCES, MODELS, ROUTES, WAITING = 50, 200, 50, 10_000
 HANG = 60.0  # seconds
 STREAMS = Load(callers=50, frames=100, interval=20)
+FULL = Load(callers=8, frames=50_000, interval=20, warm_up=0.5)
 QUEUE = Load(callers=WAITING, frames=5, interval=20, warm_up=12.0, calls=1)  # seconds over which they come
 
-_LIMITS = "server: {max_connections: 16384, max_connections_per_address: 16384, drain_delay: 0, drain_timeout: 1}\n"
+REFUSALS = f"{WAITING:,} idle clients are refused at once"
+
+_SERVER = "max_connections: 16384, max_connections_per_address: 16384, head_timeout: 1m"
+_LIMITS = f"server: {{{_SERVER}, drain_delay: 0, drain_timeout: 1}}\n"
 _HEALTH = "health: {interval: 1s, catalog: 3s}\n"  # more often than by default, so that a round comes soon
 _LINE = "line: {max_calls: 20000, max_calls_per_caller: 20000}\ntimeouts: {line: 1h}\n"
+_SHORT = "line: {max_calls: 4, max_calls_per_caller: 4}\ntimeouts: {line: 1h}\n"
 
 
 def many(port: int, routes: int = ROUTES, health: str = "") -> str:
@@ -44,6 +49,11 @@ def many(port: int, routes: int = ROUTES, health: str = "") -> str:
     ways = [f'- {{name: r{n}, match: {{model: "other-{n}*"}}, to: [{{model: "{MODEL}"}}]}}' for n in range(routes)]
     listed = ["instances:", *rows, "routes:", *ways]
     return "\n".join(listed) + f"\n{_LIMITS}{health}"
+
+
+def full(port: int) -> str:
+    """A configuration whose line is soon full."""
+    return f'instances: [{{name: one, url: "http://127.0.0.1:{port}", max_concurrent: 4}}]\n{_LIMITS}{_SHORT}'
 
 
 def one(port: int) -> str:
@@ -98,6 +108,11 @@ async def ask(address: Address, request: bytes) -> bytes:
         writer.close()
     assert answer.startswith(b"HTTP/1.1 200"), answer[:300]
     return answer
+
+
+def kept(request: bytes) -> bytes:
+    """The same, on a connection that is to be used again."""
+    return request.replace(b"Connection: close\r\n", b"")
 
 
 def get(path: str) -> bytes:
@@ -195,6 +210,10 @@ async def everything(only: str) -> dict[str, dict[str, Any]]:
         async with stage(one) as second:
             await crowd(second)
         seen |= second.seen
+    if only in REFUSALS:
+        async with stage(full) as third:
+            await refusals(third)
+        seen |= third.seen
     return seen
 
 
@@ -213,6 +232,52 @@ async def crowd(stage: Stage) -> None:
     await stage.during(f"{WAITING:,} calls wait", nothing)
     await stage.during(f"{WAITING:,} calls leave at once", leave)
     assert not run.told.errors, run.told.errors
+
+
+class Refused(asyncio.Protocol):
+    """A client that asks when it is told to, and is refused."""
+
+    def __init__(self, heard: asyncio.Queue[bytes]) -> None:
+        self._heard = heard
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard.put_nowait(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._heard.put_nowait(b"lost")
+
+    def ask(self, request: bytes) -> None:
+        self._transport.write(request)
+
+    def leave(self) -> None:
+        self._transport.abort()
+
+
+async def refusals(stage: Stage) -> None:
+    """The line is full, and many whose connections were idle ask at the same moment."""
+    loop, heard, request = asyncio.get_running_loop(), asyncio.Queue[bytes](), kept(post())
+    async with Run(FULL, stage.address):
+        clients: list[Refused] = []
+        for number in range(WAITING):
+            source = (f"127.0.0.{2 + number % SOURCES}", 0)
+            _, client = await loop.create_connection(lambda: Refused(heard), *stage.address, local_addr=source)
+            clients.append(client)
+        await asyncio.sleep(2)
+
+        async def ask_all(_: Stage) -> None:
+            for client in clients:
+                client.ask(request)
+            async with asyncio.timeout(HANG):
+                for _client in clients:
+                    told = await heard.get()
+                    assert told.startswith(b"HTTP/1.1 429"), told[:300]
+
+        await stage.during(REFUSALS, ask_all)
+        for client in clients:
+            client.leave()
 
 
 @asynccontextmanager

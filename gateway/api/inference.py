@@ -95,31 +95,35 @@ class Intake:
 
     async def _pieces(self, receive: Receive, limit: int) -> bytes:
         body = BytesIO()  # whose value is no copy; a list of pieces, of two bytes each, would cost many times the body
+        size, more = 0, True  # counted here: one that finds no memory to grow does not even know its size any more
         try:
             with Stay(self._crowd):
-                while await self._grows(body, receive, limit):
-                    continue
+                while more:
+                    piece, more = await _next(receive)
+                    size += len(piece)
+                    self.held += len(piece)
+                    self._check(size, limit, more=more)
+                    body.write(piece)
         finally:
-            self.held -= body.tell()
+            self.held -= size
         return body.getvalue()
 
-    async def _grows(self, body: BytesIO, receive: Receive, limit: int) -> bool:
-        """Add the next piece; whether there is more to come."""
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise message.get("error") or ClientLeft
-        piece = message.get("body", b"")
-        size = body.tell() + body.write(piece)
-        self.held += len(piece)
+    def _check(self, size: int, limit: int, *, more: bool) -> None:
+        """Whether a body of which so much has come may go on."""
         if size > limit:
             raise _too_large(limit)
         most = self._engine.config.line.max_bytes
-        if not message.get("more_body", False):
-            return False  # it is whole: from here on the line's own bounds hold
-        if self.held > most and self.held > size:  # a body that is alone has only its own bound
+        if more and self.held > most and self.held > size:  # whole, the line's own bounds hold; alone, only its own
             words = f"bodies that are on their way in may hold at most {most} bytes (line.max_bytes)"
             raise LineFull(words, retry_after=1.0)
-        return True
+
+
+async def _next(receive: Receive) -> tuple[bytes, bool]:
+    """A piece of a body, and whether there is more to come."""
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise message.get("error") or ClientLeft
+    return message.get("body", b""), message.get("more_body", False)
 
 
 def _too_large(limit: int) -> BodyTooLarge:

@@ -182,7 +182,7 @@ class Messages:
         fields = repairs.without_task_type(given)
         if call.wish.model != model:
             fields = {**fields, "model": Raw(msgspec.json.encode(model))}
-        return call.body if fields is given else msgspec.json.encode(fields)
+        return call.body if fields is given else json.encode_fields(fields)
 
     def reader(self, call: Call) -> EventReader:
         return EventReader()

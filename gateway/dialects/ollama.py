@@ -157,7 +157,7 @@ class _Operation:
     def write(self, call: Call, model: str) -> bytes:
         if call.wish.model == model:
             return call.body
-        return msgspec.json.encode({**_FIELDS.decode(call.body), "model": model})
+        return json.encode_fields({**_FIELDS.decode(call.body), "model": Raw(msgspec.json.encode(model))})
 
     def reader(self, call: Call) -> LineReader:
         return LineReader()

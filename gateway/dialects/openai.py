@@ -144,7 +144,7 @@ class _Operation:
             fields = repairs.usage_asked_for(fields)
         if call.wish.model != model:
             fields = {**fields, "model": Raw(msgspec.json.encode(model))}
-        return call.body if fields is given else msgspec.json.encode(fields)
+        return call.body if fields is given else json.encode_fields(fields)
 
     def reader(self, call: Call) -> ChunkReader:
         identity, twice = self.id_prefix + call.request_id, call.reasoning_content
@@ -305,6 +305,7 @@ def _check_url(kind: str, url: Raw, path: str) -> None:
 
     So only what carries its own data passes: no scheme that is not named here can be one that somebody follows.
     """
+    give_way()
     try:
         if first_byte(url) == b"{":
             url = _MEDIA_URL.decode(url).url

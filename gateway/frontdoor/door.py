@@ -18,7 +18,7 @@ from gateway.errors import TooManyConnections
 from gateway.frontdoor.lobby import AT_A_TURN, Lobby, Quiet
 
 LONGEST_LOOK = 1.0  # seconds between two looks at one of them; less where a limit is short
-AT_A_LOOK = 256  # connections, which takes half a millisecond
+AT_A_LOOK = 128  # connections, which takes a quarter of a millisecond
 
 
 class Visitor(Quiet, Shape):

@@ -12,7 +12,7 @@ import contextlib
 import select
 from typing import Protocol as Shape
 
-AT_A_TURN = 16  # that go on in one turn of the loop; to end so many calls takes two milliseconds
+AT_A_TURN = 8  # that go on in one turn of the loop; to refuse so many calls takes two milliseconds, to end them one
 
 _SOMETHING = select.EPOLLIN | select.EPOLLRDHUP if hasattr(select, "epoll") else 0  # elsewhere than on Linux: no lobby
 

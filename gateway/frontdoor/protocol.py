@@ -50,7 +50,7 @@ SOME_AHEAD = 16  # requests sent ahead of a response; then no more is read
 MAX_AHEAD = 1024  # the same of one read
 SLOW_AFTER = 10.0  # seconds a body may take before its rate counts
 MAX_METHOD = 1024  # bytes that are looked at to tell a method nobody knows from what is no HTTP
-QUIET = 1.0  # seconds without a byte, after which a connection waits in the lobby
+QUIET = 0.25  # seconds without a byte, after which a connection waits in the lobby
 LINGER = 2.0  # seconds a client that was refused may go on sending, so that it comes to read why
 
 _REQUEST_LINE = re.compile(rb"[A-Za-z-]+ /[^ ]* HTTP/")

@@ -47,7 +47,8 @@ async def watch(
 
     `probe` answers (ok, the problem in words) and keeps its own time limit; `report` must not raise.
     """
-    await asyncio.sleep(after)
+    if after:
+        await asyncio.sleep(after)
     while True:
         try:
             ok, problem = await probe()

@@ -273,7 +273,6 @@ class Prober:
     ) -> Told[Models]:
         """What a list says. Most say what they said the last time: then there is nothing to do."""
         async with self._reading:
-            await asyncio.sleep(0)  # whoever had it before has had this turn
             if body == last.body:
                 return last
             try:
@@ -286,6 +285,7 @@ class Prober:
                     found.append(one)
                 if not number % AT_A_TURN:
                     await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the next list is not to be read in this turn
             return Told(body, tuple(found))
 
     async def _get(self, path: str) -> tuple[int, bytes]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from io import BytesIO
 from typing import NamedTuple, Protocol
 
 import zstandard
 
 from gateway.errors import BodyTooLarge, InvalidCall, UnsupportedEncoding
+from gateway.offload import give_way
 
 SMALLEST_WINDOW = 8 * 2**20  # bytes a zstd frame may ask to be remembered: what every decoder must grant (RFC 8878)
 
@@ -65,20 +67,19 @@ def named(content_encoding: str) -> Coding | None:
 def inflated(body: bytes, coding: Coding, limit: int) -> bytes:
     """The body as it was before. Raises BodyTooLarge beyond `limit` bytes, InvalidCall for what is no such body."""
     inflater = coding.inflater(limit)
-    pieces: list[bytes] = []
-    size = 0
+    whole = BytesIO()  # whose value is no copy
     for at in range(0, len(body), coding.step):
         if inflater.eof:
             raise InvalidCall("the compressed body goes on after its end")
         try:
-            pieces.append(inflater.decompress(body[at : at + coding.step]))
+            give_way()
+            whole.write(inflater.decompress(body[at : at + coding.step]))
         except (zlib.error, zstandard.ZstdError):
             raise InvalidCall(f"the body is not valid {coding.name}") from None
-        size += len(pieces[-1])
-        if size > limit:
+        if whole.tell() > limit:
             raise BodyTooLarge(f"the body is larger than {limit} bytes when decompressed (server.max_body)")
     if not inflater.eof:
         raise InvalidCall("the compressed body ends too early")
     if inflater.unused_data:
         raise InvalidCall("the compressed body goes on after its end")
-    return b"".join(pieces)
+    return whole.getvalue()

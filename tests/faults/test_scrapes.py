@@ -105,7 +105,7 @@ async def test_l8_fifty_scrapes_a_second_of_many_series_are_one_rendering_and_no
         assert len(seen.threads) <= passed / WINDOW + 1
         assert len(scrapes) > 2 * len(seen.threads), "so few scrapes would be one rendering each"
         assert threading.main_thread() not in seen.threads
-        assert longest < each / 2
+        assert longest < each  # in the loop it would be a step of its own
 
 
 async def test_l8_a_gateway_that_was_stopped_beyond_a_limit_blames_nobody_and_serves_on(

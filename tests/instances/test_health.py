@@ -118,5 +118,5 @@ async def test_the_pause_between_two_probes_is_the_interval_and_a_fifth_at_most(
     chances = iter([0.0, 0.5, 1.0])
     monkeypatch.setattr(asyncio, "sleep", pause)
     with pytest.raises(asyncio.CancelledError):
-        await watch(probe, lambda _ok, _why: None, interval=5.0, random=lambda: next(chances))
-    assert pauses == pytest.approx([0.0, 4.0, 5.0, 6.0])
+        await watch(probe, lambda _ok, _why: None, interval=5.0, random=lambda: next(chances), after=0.3)
+    assert pauses == pytest.approx([0.3, 4.0, 5.0, 6.0]), "the first of them is the one before the first probe"

@@ -165,6 +165,13 @@ async def test_installed_and_loaded_models_are_read() -> None:
     assert (second.name, second.capabilities, second.context_length) == ("old:7b", None, None)
 
 
+async def test_entries_that_do_not_fit_are_skipped_in_both_lists() -> None:
+    odd = body(b'{"models":[{"name":"a b"},{"name":"good:1"},{"size":1}]}')
+    seen = await listing(at_paths({"/api/tags": odd, "/api/ps": odd}))
+    assert [model.name for model in seen.installed] == ["good:1"]
+    assert [model.name for model in seen.loaded or ()] == ["good:1"]
+
+
 async def test_a_list_that_is_as_it_was_is_the_same_and_one_that_changed_is_read() -> None:
     more = body(b'{"models":[{"name":"old:7b"},{"name":"new:7b"}]}')
     pages = {"/api/tags": TAGS, "/api/ps": PS}

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gateway.offload import LARGE
 from gateway.wire import json
 
 ANY_JSON = st.recursive(
@@ -173,3 +174,11 @@ def test_what_we_write_stands_on_one_line_for_every_reader() -> None:
 
     assert len(line.decode().splitlines()) == 1
     assert msgspec.json.decode(line) == {"text": text}
+
+
+@pytest.mark.parametrize("size", [0, 10, LARGE, 3 * 2**20 + 7])
+def test_fields_are_written_as_one_object_however_large(size: int) -> None:
+    body = b'{ "a" : 1 , "text\\n":"' + b"x" * size + b'","last":[ 1, 2 ]}'
+    fields = json.parse(body)
+    assert json.encode_fields(fields) == b'{"a":1,"text\\n":"' + b"x" * size + b'","last":[ 1, 2 ]}'
+    assert json.encode_fields({}) == b"{}"
