@@ -60,14 +60,15 @@ class Guard:
         answered = Answered(send, scope, noted, self._used, closing=self.closing)
         if b"origin" in noted:
             answered.more += self._cors.headers(noted[b"origin"])
-        entry = None
+        in_flight = None
         try:
             path = locate(scope, record)
             if scope["method"] == "OPTIONS":
                 await self._preflight(answered, record, noted)
                 return
             entry = self._admit(path, scope, record, noted)
-            self._metrics.in_flight(entry.operation).inc()
+            in_flight = self._metrics.in_flight(entry.operation)
+            in_flight.inc()
             await entry.endpoint(scope, receive, answered)
         except ClientLeft:
             record.status, record.reason = CLIENT_LEFT, "client_cancelled"
@@ -80,8 +81,8 @@ class Guard:
             self._log.exception("call.defect", id=record.request_id)
             await self._refuse(answered, record, InternalError(_defect(error)))
         finally:
-            if entry is not None:
-                self._metrics.in_flight(entry.operation).dec()
+            if in_flight is not None:
+                in_flight.dec()
             self._account(scope, record, now() - record.arrived)
 
     def _admit(self, path: str, scope: Scope, record: Record, noted: Named) -> Entry:
