@@ -117,8 +117,10 @@ class Guard:
         self._metrics.finished(record, duration)
         if record.operation == "ops" and record.status < 400:
             return  # probes and scrapes would drown the calls
-        caller = {"key": scope["gateway.caller"]} if "gateway.caller" in scope else {}
-        self._log.info("call.done", **call_facts(record, duration), **caller)
+        facts = call_facts(record, duration)
+        if "gateway.caller" in scope:
+            facts["key"] = scope["gateway.caller"]
+        self._log.info("call.done", **facts)
 
 
 class Answered:
