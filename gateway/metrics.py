@@ -22,12 +22,13 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from gateway.call import Record, Usage
+from gateway.call import Record
 from gateway.meters import Count, Counters, Gauges, Histograms, Spread, text
 from gateway.offload import beside, give_way
 
 TURNED_AWAY = frozenset({"line_full", "line_timeout", "deadline", "no_instance", "draining", "body_too_large", "auth"})
 FRESH = 1.0  # seconds for which a rendered text is told again
+KINDS = 4096  # of requests, whose counts are bound once
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 DURATIONS = tuple(0.01 * 2**n for n in range(17))
@@ -210,6 +211,17 @@ class Scrapes:
         return self._text
 
 
+class _Counted(NamedTuple):
+    """What one kind of request is counted on: `ones` goes up by one, and what is None has nothing to count."""
+
+    ones: list[Count]
+    duration: Spread
+    wait: Spread | None
+    first: tuple[Spread, Spread] | None  # time to first token, and our own
+    tokens: tuple[Count, Count] | None  # read, written
+    per_token: Spread | None
+
+
 class Metrics:
     """The registry and every family in it."""
 
@@ -226,6 +238,8 @@ class Metrics:
         self.overflow = self._plain(
             Counter, "gateway_metric_overflow_total", "Label sets beyond the cap, counted as other."
         )
+        self._beyond = 0  # as `overflow`
+        self._counted: dict[tuple[object, ...], _Counted] = {}  # by kind of request
         self._client_side()
         self._upstream_side()
         self.loop_lag = self._plain(
@@ -315,35 +329,62 @@ class Metrics:
 
     def finished(self, record: Record, duration: float) -> None:
         """Count one request, once, at its end; `duration` in seconds."""
+        usage = record.usage
+        gaps = usage.output - 1 if usage and record.stream and record.tokens_span > 0 else 0
+        kind = (
+            record.operation, record.route, record.model, record.instance, record.status, record.stream, record.reason,
+            record.cache, record.interrupted, record.attempts > 0, record.waited > 0, record.first_token is not None,
+            usage is not None, gaps > 0,
+        )  # fmt: skip
+        counted = self._counted.get(kind) or self._bound(kind, record, gaps)
+        for one in counted.ones:
+            one.value += 1
+        counted.duration.observe(duration)
+        if counted.wait is not None:
+            counted.wait.observe(record.waited)
+        if counted.first is not None and record.first_token is not None:
+            spread, overhead = counted.first
+            spread.observe(record.first_token)
+            overhead.observe(max(0.0, duration - record.waited - record.upstream))
+        if counted.tokens is not None and usage is not None:
+            read, written = counted.tokens
+            read.value += usage.input
+            written.value += usage.output
+        if counted.per_token is not None:
+            counted.per_token.observe(record.tokens_span / gaps)
+
+    def _bound(self, kind: tuple[object, ...], record: Record, gaps: int) -> _Counted:
+        """What a request of this kind is counted on. Remembered, but where a family was full: that is counted anew."""
+        beyond = self._beyond
         operation, route, model = record.operation, record.route or "none", record.model or "none"
-        self.requests(operation, route, model, str(record.status), "true" if record.stream else "false").inc()
-        self.duration(operation, route, model).observe(duration)
+        ones = [self.requests(operation, route, model, str(record.status), "true" if record.stream else "false")]
         if record.reason:
-            self._failed(record, route)
+            ones += self._failed(record, route)
         if record.cache:
-            self.cache(route, record.cache).inc()
-        if record.attempts:
-            self.line_wait(route, "granted").observe(record.waited)
-        elif record.waited:
-            self.line_wait(route, "left" if record.reason == "client_cancelled" else "refused").observe(record.waited)
-        if record.first_token is not None:
-            self.first_token(route, model).observe(record.first_token)
-            self.overhead(operation).observe(max(0.0, duration - record.waited - record.upstream))
-        if record.usage is not None:
-            self._tokens(record, record.usage, route, model)
+            ones.append(self.cache(route, record.cache))
+        result = "granted" if record.attempts else "left" if record.reason == "client_cancelled" else "refused"
+        spoke = record.first_token is not None
+        counted = _Counted(
+            ones,
+            self.duration(operation, route, model),
+            self.line_wait(route, result) if record.attempts or record.waited else None,
+            (self.first_token(route, model), self.overhead(operation)) if spoke else None,
+            (self.tokens(route, model, "input"), self.tokens(route, model, "output")) if record.usage else None,
+            self.per_token(record.instance, model) if gaps > 0 else None,
+        )
+        if self._beyond == beyond:
+            if len(self._counted) >= KINDS:
+                self._counted.clear()
+            self._counted[kind] = counted
+        return counted
 
-    def _failed(self, record: Record, route: str) -> None:
-        self.errors(route, record.reason).inc()
+    def _failed(self, record: Record, route: str) -> list[Count]:
+        ones = [self.errors(route, record.reason)]
         if record.interrupted:
-            self.interruptions(route, record.reason).inc()
+            ones.append(self.interruptions(route, record.reason))
         if not record.attempts and record.reason in TURNED_AWAY:
-            self.rejections(route, record.reason).inc()
-
-    def _tokens(self, record: Record, usage: Usage, route: str, model: str) -> None:
-        self.tokens(route, model, "input").inc(usage.input)
-        self.tokens(route, model, "output").inc(usage.output)
-        if record.stream and usage.output > 1 and record.tokens_span > 0:
-            self.per_token(record.instance, model).observe(record.tokens_span / (usage.output - 1))
+            ones.append(self.rejections(route, record.reason))
+        return ones
 
     async def exposition(self, now: float) -> bytes:
         """The text a scraper reads. `now` in seconds."""
@@ -359,14 +400,18 @@ class Metrics:
             self._at_scrape.reading = reading
             return text(self.registry.collect())
 
+    def _overflows(self) -> None:
+        self._beyond += 1
+        self.overflow.inc()
+
     def _counter(self, name: str, words: str, *labels: str) -> Counters:
-        return self._registered(Counters(name, words, labels, Count, self.overflow.inc))
+        return self._registered(Counters(name, words, labels, Count, self._overflows))
 
     def _gauge_family(self, name: str, words: str, *labels: str) -> Gauges:
-        return self._registered(Gauges(name, words, labels, Count, self.overflow.inc))
+        return self._registered(Gauges(name, words, labels, Count, self._overflows))
 
     def _histogram(self, name: str, words: str, buckets: tuple[float, ...], *labels: str) -> Histograms:
-        return self._registered(Histograms(name, words, labels, partial(Spread, buckets), self.overflow.inc))
+        return self._registered(Histograms(name, words, labels, partial(Spread, buckets), self._overflows))
 
     def _registered(self, family: Registered) -> Registered:
         self.registry.register(family)

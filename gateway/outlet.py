@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import select
+import stat
 import threading
 import time
 from collections import deque
@@ -26,6 +27,7 @@ class Outlet:
         self.lost = 0  # lines
         self._file = file
         self._turn = threading.RLock()  # side doors and libraries have threads of their own
+        self._is_plain = stat.S_ISREG(os.fstat(file).st_mode)  # there always is room in a file on a disk
         self._room = select.poll()
         self._room.register(file, select.POLLOUT)
         self._kept: deque[bytes] = deque()
@@ -45,7 +47,7 @@ class Outlet:
     def flush(self) -> None:
         """Write what there is room for."""
         with self._turn:
-            while self._kept and self._room.poll(0) and self._write():
+            while self._kept and (self._is_plain or self._room.poll(0)) and self._write():
                 pass
 
     def close(self) -> None:

@@ -6,8 +6,9 @@ import io
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -117,6 +118,41 @@ def test_what_is_less_grave_than_the_level_is_not_written() -> None:
     log.log.info("quiet")
     log.log.warning("loud")
     assert [event["event"] for event in log.events] == ["loud"]
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_the_short_way_of_an_event_tells_what_structlogs_own_would(form: str) -> None:
+    log = Log(io.StringIO(), format=form)
+    bound = log.log.bind(instance="alpha", attempts=1)
+    bound.info("call.done", attempts=2, event_of="x", error=ValueError("no"))
+    bound._proxy_to_logger("info", "call.done", attempts=2, event_of="x", error=ValueError("no"))
+    ours, theirs = (re.sub(r"\d\d:\d\d:\d\d(\.\d+)?", "", line) for line in log.text.splitlines())
+    assert ours == theirs
+
+
+def test_whoever_captures_events_has_those_of_the_short_way_too(lines: Log) -> None:
+    bound = lines.log.bind()
+    with structlog.testing.capture_logs() as events:
+        bound.info("call.done", status=200)
+    assert events == [{"event": "call.done", "log_level": "info", "status": 200}]
+    assert lines.text == ""
+
+
+@pytest.mark.parametrize("size", range(MAX_TEXT - 12, MAX_TEXT + 3))
+@pytest.mark.parametrize("name", ["asked", "a", "the_last_of_them"])
+def test_texts_near_the_longest_are_cut_just_there_wherever_they_stand(lines: Log, name: str, size: int) -> None:
+    for facts in ({name: "x" * size}, {name: "x" * size, "number": 1}, {"number": 1, name: "x" * size, "b": "b"}):
+        lines.log.info("event", **facts)
+        assert lines.events[-1] == lines.events[-1] | facts | {name: "x" * min(size, MAX_TEXT)}
+
+
+def test_the_time_of_an_event_is_told_to_the_microsecond_and_by_now(lines: Log) -> None:
+    before = datetime.now(UTC)
+    lines.log.info("event")
+    (event,) = lines.events
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", event["timestamp"])
+    told = datetime.fromisoformat(event["timestamp"])
+    assert before - timedelta(microseconds=1) <= told <= datetime.now(UTC)
 
 
 def test_libraries_speak_in_the_same_form_and_only_when_it_matters(lines: Log) -> None:

@@ -234,6 +234,34 @@ def test_our_own_time_is_never_negative(metrics: Metrics) -> None:
     assert value(metrics, "gateway_overhead_seconds_sum", operation="chat") == 0.0
 
 
+def test_requests_of_one_kind_are_counted_on_what_was_bound_for_the_first_of_them(metrics: Metrics) -> None:
+    for reason, usage in (("", Usage(7, 5)), ("stream_broken", None), ("", Usage(2, 2)), ("", None)):
+        done = record(model="m", stream=True, attempts=1, first_token=0.5, tokens_span=2.0, usage=usage, reason=reason)
+        metrics.finished(done, 1.0)
+    counted = changes(metrics)
+    assert counted["gateway_requests_total"] == {("chat", "by-model", "m", "200", "true"): 4}
+    assert counted["gateway_request_errors_total"] == {("by-model", "stream_broken"): 1}
+    assert counted["gateway_tokens_total"] == {("by-model", "m", "input"): 9, ("by-model", "m", "output"): 7}
+    assert counted["gateway_upstream_time_per_output_token_seconds_count"] == {("", "m"): 2}
+
+
+def test_each_request_beyond_a_cap_is_told_of(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meters, "MAX_CHILDREN", 1)
+    for model in ("first", "second", "second", "first"):
+        metrics.finished(record(model=model), 1.0)
+    counted = changes(metrics)
+    assert {labels[2]: count for labels, count in counted["gateway_requests_total"].items()} == {"first": 2, "other": 2}
+    assert counted["gateway_metric_overflow_total"] == {(): 4}  # two families, two requests
+
+
+def test_what_is_remembered_of_kinds_of_requests_has_a_bound(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.metrics.KINDS", 2)
+    for model in ("a", "b", "c", "a", "b", "c"):
+        metrics.finished(record(model=model), 1.0)
+        assert len(metrics._counted) <= 2
+    assert set(changes(metrics)["gateway_requests_total"].values()) == {2}
+
+
 # The scrape
 
 

@@ -6,7 +6,7 @@ Whatever way a request ends, success, error or hang-up, it passes through `Guard
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 from collections.abc import Callable, Iterable
 from urllib.parse import parse_qs
 
@@ -26,6 +26,7 @@ from gateway.metrics import Metrics
 from gateway.routing import BY_MODEL, BY_TASK, split_alias, stands_for
 from gateway.wire import Headers, Named, ascii_value, sane_request_id
 
+IDS_AT_ONCE = 256
 CLIENT_LEFT = 499  # nginx's status for a client that hung up: seen in logs and metrics only
 
 
@@ -42,6 +43,7 @@ class Guard:
         self._config = config
         self._use(config())
         self._log = structlog.get_logger("gateway.access").bind()  # once: it costs as much as a line
+        self._ids = Ids()
         self.closing = False  # shutting down: connections are not kept
 
     def _use(self, config: Config) -> None:
@@ -55,19 +57,20 @@ class Guard:
             self._use(config)
         now = asyncio.get_running_loop().time
         noted: Named = dict(reversed(scope["headers"]))
-        record = Record(request_id=_request_id(noted), arrived=now(), method=scope["method"])
-        scope["gateway.record"], scope["gateway.headers"] = record, noted
+        record = Record(request_id=_own_id(noted) or self._ids.new(), arrived=now(), method=scope["method"])
+        scope["gateway.record"], scope["gateway.headers"], scope["gateway.config"] = record, noted, self._used
         answered = Answered(send, scope, noted, self._used, closing=self.closing)
         if b"origin" in noted:
             answered.more += self._cors.headers(noted[b"origin"])
-        entry = None
+        in_flight = None
         try:
             path = locate(scope, record)
             if scope["method"] == "OPTIONS":
                 await self._preflight(answered, record, noted)
                 return
             entry = self._admit(path, scope, record, noted)
-            self._metrics.in_flight(entry.operation).inc()
+            in_flight = self._metrics.in_flight(entry.operation)
+            in_flight.inc()
             await entry.endpoint(scope, receive, answered)
         except ClientLeft:
             record.status, record.reason = CLIENT_LEFT, "client_cancelled"
@@ -80,14 +83,14 @@ class Guard:
             self._log.exception("call.defect", id=record.request_id)
             await self._refuse(answered, record, InternalError(_defect(error)))
         finally:
-            if entry is not None:
-                self._metrics.in_flight(entry.operation).dec()
+            if in_flight is not None:
+                in_flight.dec()
             self._account(scope, record, now() - record.arrived)
 
     def _admit(self, path: str, scope: Scope, record: Record, noted: Named) -> Entry:
         """The entry for a request that may be made. Nothing of its body has been read. Raises CallError."""
         record.operation = "none"
-        if noted.get(b"upgrade", b"").lower() == b"websocket":
+        if b"upgrade" in noted and noted[b"upgrade"].lower() == b"websocket":
             raise UpgradeRefused("there are no WebSockets here: send a plain request")
         if b"origin" in noted:
             self._cors.admit(noted[b"origin"], noted.get(b"sec-fetch-site", b""))
@@ -116,8 +119,10 @@ class Guard:
         self._metrics.finished(record, duration)
         if record.operation == "ops" and record.status < 400:
             return  # probes and scrapes would drown the calls
-        caller = {"key": scope["gateway.caller"]} if "gateway.caller" in scope else {}
-        self._log.info("call.done", **call_facts(record, duration), **caller)
+        facts = call_facts(record, duration)
+        if "gateway.caller" in scope:
+            facts["key"] = scope["gateway.caller"]
+        self._log.info("call.done", **facts)
 
 
 class Answered:
@@ -166,7 +171,7 @@ class Answered:
             headers.append((b"www-authenticate", b"Bearer"))
         if status == UpgradeRefused.status:
             headers.append((b"upgrade", b"HTTP/1.1"))
-        if task := task_told(self._scope, self._noted, record, self._config):
+        if record.task and (task := task_told(self._scope, self._noted, record, self._config)):
             headers.append((b"x-gateway-task", ascii_value(task)))
         return headers
 
@@ -196,10 +201,23 @@ def task_told(scope: Scope, noted: Named, record: Record, config: Config) -> str
     return f"{record.task}; from={named[0][0]}" + (f"; ignored={','.join(others)}" if others else "")
 
 
-def _request_id(noted: Named) -> str:
-    """The client's own, if it is one that can be written anywhere; else a new one."""
-    own = noted.get(b"x-request-id") or noted.get(b"x-client-request-id") or b""
-    return (sane_request_id(own) if own else None) or secrets.token_hex(8)
+def _own_id(noted: Named) -> str | None:
+    """The id that the client gave to its request, if it is one that can be written anywhere."""
+    own = noted.get(b"x-request-id") or noted.get(b"x-client-request-id")
+    return sane_request_id(own) if own else None
+
+
+class Ids:
+    """New ids for requests. Chance is asked for many at a time: it takes as long as for one."""
+
+    def __init__(self) -> None:
+        self._ready: list[str] = []
+
+    def new(self) -> str:
+        if not self._ready:
+            drawn = os.urandom(IDS_AT_ONCE * 8).hex()
+            self._ready = [drawn[at : at + 16] for at in range(0, len(drawn), 16)]
+        return self._ready.pop()
 
 
 def _exhausted(error: Exception) -> bool:

@@ -27,6 +27,9 @@ MAX_TASK = 64  # characters of a task's name
 
 _TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")  # seconds
 
+_LIMITS = frozenset({b"x-request-timeout", b"x-stainless-read-timeout", b"x-stainless-timeout"})
+_HINTS = frozenset(HINTS)
+
 Choose = Callable[[bytes], Operation]
 
 
@@ -41,7 +44,7 @@ class Inference:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record: Record = scope["gateway.record"]
-        config = self._engine.config
+        config: Config = scope["gateway.config"]
         body = await self._intake.read(scope, receive)
         operation = await sized(len(body), self._choose, body)
         record.operation, record.dialect = operation.name, operation.dialect
@@ -72,14 +75,12 @@ class Intake:
         Raises BodyTooLarge beyond `server.max_body`, before or after that, UnsupportedEncoding, InvalidCall, LineFull,
         ClientLeft, ShuttingDown.
         """
-        if (known := scope.get("gateway.body")) is None:
-            known = scope["gateway.body"] = await self._read(scope, receive)
-        body: bytes = known
-        return body
-
-    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        body: bytes | None = scope.get("gateway.body")
+        if body is not None:
+            return body
         headers: Named = scope["gateway.headers"]
-        limit = self._engine.config.server.max_body
+        config: Config = scope["gateway.config"]
+        limit = config.server.max_body
         coding = encoding.named(named.decode("latin-1")) if (named := headers.get(b"content-encoding")) else None
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared[:20]) > limit:
@@ -89,9 +90,10 @@ class Intake:
             body = await self._pieces(receive, limit)
         elif len(body) > limit:
             raise _too_large(limit)
-        if coding is None:
-            return body
-        return await sized(len(body) * INFLATES, encoding.inflated, body, coding, limit)
+        if coding is not None:
+            body = await sized(len(body) * INFLATES, encoding.inflated, body, coding, limit)
+        scope["gateway.body"] = body
+        return body
 
     async def _pieces(self, receive: Receive, limit: int) -> bytes:
         body = BytesIO()  # whose value is no copy; a list of pieces, of two bytes each, would cost many times the body
@@ -163,16 +165,24 @@ def _call(
         task=task,
         task_from=source,
         model=model,
-        headers={name: text for name in route_headers if (text := _text(headers, name.encode()))},
-        conversation=next((_text(headers, name) for name in HINTS if name in headers), ""),
+        headers=_looked_at(headers, route_headers) if route_headers else {},
+        conversation="" if _HINTS.isdisjoint(headers) else _conversation(headers),
         caller=caller(scope, config.server),
-        priority=_priority(headers),
-        deadline=_deadline(headers, wish, record.arrived),
+        priority=_priority(headers) if b"x-priority" in headers else None,
+        deadline=None if _LIMITS.isdisjoint(headers) else _deadline(headers, wish, record.arrived),
         agent=_text(headers, b"user-agent"),
         trace=_text(headers, b"traceparent"),
-        no_store=b"no-store" in headers.get(b"cache-control", b""),
+        no_store=b"cache-control" in headers and b"no-store" in headers[b"cache-control"],
         reasoning_content=config.openai.reasoning_content,
     )
+
+
+def _looked_at(headers: Named, by_routes: frozenset[str]) -> dict[str, str]:
+    return {name: text for name in by_routes if (text := _text(headers, name.encode()))}
+
+
+def _conversation(headers: Named) -> str:
+    return next(_text(headers, name) for name in HINTS if name in headers)
 
 
 def _text(headers: Named, name: bytes) -> str:
@@ -208,16 +218,10 @@ def _task(scope: Scope, headers: Named, alias: str, body: str) -> tuple[str, str
     """The task and where it was named: the first of header, path, alias, query and body (D2)."""
     asked = scope.get("query_string", b"")
     query = parse_qs(asked.decode("latin-1")).get("task", [""])[0] if asked else ""
-    named = (
-        (_text(headers, b"x-task-type"), "header"),
-        (scope.get("gateway.task", ""), "path"),
-        (alias, "alias"),
-        (query, "query"),
-        (body, "body"),
-    )
-    for task, source in named:
-        if task:
-            if len(task) > MAX_TASK:
-                raise InvalidCall("the task's name is too long", param="task_type")
-            return task, source
-    return "", ""
+    header, path = _text(headers, b"x-task-type"), scope.get("gateway.task", "")
+    task: str = header or path or alias or query or body
+    if not task:
+        return "", ""
+    if len(task) > MAX_TASK:
+        raise InvalidCall("the task's name is too long", param="task_type")
+    return task, (header and "header") or (path and "path") or (alias and "alias") or (query and "query") or "body"

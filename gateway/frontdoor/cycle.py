@@ -8,7 +8,6 @@ What an application may use beside ASGI is described in `gateway.api.presence`.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol as Shape
@@ -21,12 +20,16 @@ from gateway.errors import GatewayError
 HIGH_WATER = 64 * 1024  # bytes of a body that nobody has taken yet; beyond, the client is made to wait
 
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
-_ENDS_A_LINE = re.compile(rb"[\r\n\0]")
 _EMPTY = (204, 304)
 
 
 def status_line(status: int) -> bytes:
     return _STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+def _breaks_a_line(fields: bytes, lines: int) -> bool:
+    """Whether these header lines have an end more than there are lines, or what some readers take for one."""
+    return fields.count(b"\n") != lines or fields.count(b"\r") != lines or b"\0" in fields
 
 
 log = structlog.get_logger("gateway.frontdoor")
@@ -221,7 +224,7 @@ class Cycle:
         self.started = True
         self.keep = self.keep and not self._wire.leaving and not self._continue  # a body that was never asked for
         self._continue = False
-        lines = [status_line(status), self._wire.always]
+        lines: list[bytes] = []
         length = None
         for name, value in headers:
             if name == b"content-length":
@@ -230,19 +233,18 @@ class Cycle:
                 self.keep = self.keep and value != b"close"
                 continue
             lines += (name, b": ", value, b"\r\n")
-        if _ENDS_A_LINE.search(b"".join([part for header in headers for part in header])):
+        fields = b"".join(lines)
+        if _breaks_a_line(fields, len(lines) // 4):
             raise RuntimeError("a response header that would end its own line")
         self._bodiless = self.scope["method"] == "HEAD" or status in _EMPTY
         if length is None and not self._bodiless:
             self._chunked = self.scope["http_version"] == "1.1"
             self.keep = self.keep and self._chunked  # else the end of the connection is the end of the body
             if self._chunked:
-                lines.append(b"transfer-encoding: chunked\r\n")
+                fields += b"transfer-encoding: chunked\r\n"
         self._left = -1 if self._bodiless or length is None else length
-        if not self.keep:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        self._head = b"".join(lines)
+        last = b"\r\n" if self.keep else b"connection: close\r\n\r\n"
+        self._head = b"".join((status_line(status), self._wire.always, fields, last))
 
     def _send(self, data: bytes, *, more: bool) -> None:
         if not self.started or self.complete:
