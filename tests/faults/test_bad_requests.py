@@ -254,7 +254,8 @@ async def series(house: House) -> set[str]:
     return {line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")}
 
 
-async def test_made_up_names_are_no_series_and_no_memory() -> None:
+async def test_made_up_names_are_no_series_and_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.metrics.FRESH", 0.0)
     async with House({"alpha": Behaviour()}) as house:
         for begin in (0, WARM // 2):
             await make_up(house, begin, WARM // 2)
