@@ -126,7 +126,6 @@ class Protocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.transport.set_write_buffer_limits(0)  # else uvloop writes only after all that came in this turn was read
         self._server.connections.add(self)  # type: ignore[arg-type]  # uvicorn's set is typed for its own protocols
         peer = transport.get_extra_info("peername")
         self.peer = str(peer[0]) if isinstance(peer, tuple) else ""
