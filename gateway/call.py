@@ -237,7 +237,6 @@ class Record:
     upstream: float = 0.0  # seconds from sending to the end, the attempt that answered
     first_token: float | None = None  # seconds from arrival
     tokens_span: float = 0.0  # seconds from the first to the last content frame
-    frames: int = 0
     usage: Usage | None = None
     cache: str = ""  # hit, miss, bypass, collapsed
     status: int = 0

@@ -139,7 +139,7 @@ class Exchange:
                 if not (frames := self._sound(data)):
                     continue
             now = self._now()
-            self._count(frames, now)
+            self._record.tokens_span = now - self._first_at
             data = frames[0].raw if len(frames) == 1 else b"".join([frame.raw for frame in frames])
             if frames[-1].last:
                 self._limit.over()  # the client has its whole answer: no limit can take it back
@@ -161,11 +161,6 @@ class Exchange:
         if self._response.whole:
             raise self._endless()
 
-    def _count(self, frames: list[Frame], now: float) -> None:
-        record = self._record
-        record.frames += len(frames)
-        record.tokens_span = now - self._first_at
-
     async def frames(self) -> list[Frame]:
         """The next frames, as many as have come; [] after the last. Raises UpstreamError."""
         try:
@@ -176,7 +171,7 @@ class Exchange:
         self._ready = []
         if self._broken is not None or self._response.over:
             self._conclude()
-        self._count(frames, self._now())
+        self._record.tokens_span = self._now() - self._first_at
         return frames
 
     async def settle(self) -> None:

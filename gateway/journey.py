@@ -174,6 +174,8 @@ class Journey:
         """Make attempts at `work` until one succeeds or nothing is left to try. Raises GatewayError."""
         retry = self.setting.config.retry
         while True:
+            if not self.planned:
+                await self._told()
             with Attempt(await self._lease()) as attempt:
                 self._begin(attempt.lease)
                 try:
@@ -197,16 +199,16 @@ class Journey:
             if pause:
                 await asyncio.sleep(pause)
 
-    async def _lease(self) -> Lease:
-        """A lease on a candidate, one not yet tried if there is any. Waits in line, at most `timeouts.line` in all."""
+    async def _told(self) -> None:
+        """Wait in line until it is known where the call may go."""
         while not self.planned:
             with suppress(NotToldYet):
-                await self._wait_in_line()  # nobody grants it anything: it is sent back when something was told
+                await self._lease()  # nobody grants it anything: it is sent back when something was told
             with suppress(NotToldYet):
                 self._go_by(self._draw(self.call))
-        return await self._wait_in_line()
 
-    async def _wait_in_line(self) -> Lease:
+    async def _lease(self) -> Lease:
+        """A lease on a candidate, one not yet tried if there is any. Waits in line, at most `timeouts.line` in all."""
         call, record, began = self.call, self.record, self.means.now()
         self._ticket = Ticket(
             candidates=self._untried() or self._candidates,

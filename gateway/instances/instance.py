@@ -308,12 +308,12 @@ class Lease:
             self.instance.breakers.succeeded(self.model, now)
             self.instance.memory.served(self.model, now - self.granted_at, cold=self.cold)
         self.instance.breakers.left(self, self.model)
-        self._drain(now, self._still_worked_on(now))
+        self._drain(now, 0.0 if self._answered else self._still_worked_on(now))
         self._changed(self)
 
     def _still_worked_on(self, now: float) -> float:
         """Seconds the instance is expected to go on with this call although nobody wants it any more."""
-        if self._sent_at is None or self._answered or self._work_is_over:
+        if self._sent_at is None or self._work_is_over:
             return 0.0
         first_token = self._sent_at + self.instance.memory.first_token(self.model)
         return min(first_token - now, self.instance.drain_grace)

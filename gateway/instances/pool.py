@@ -283,6 +283,7 @@ class Pool:
             if turn is None:
                 return
             self._grant(*turn, now)
+            self._leave(turn[0])
 
     def _grant(self, waiter: Waiter, candidate: Candidate, now: float) -> None:
         instance = self._instances[candidate.instance]
@@ -295,7 +296,6 @@ class Pool:
         self._charges[lease] = waiter, seconds
         self._order.granted(waiter, instance, seconds, now)
         self._callers.begins(waiter.caller, seconds)
-        self._leave(waiter)
         waiter.settle(lease)
         self._note(instance, now)
 

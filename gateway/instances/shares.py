@@ -76,7 +76,9 @@ class Turns:
         """
         floor = self.time if before is None else min(self.time, self.start(before) - before.busy / before.weight)
         if self._starts.get(caller.name, -1.0) < floor:
-            self._note(caller.name, floor + min(caller.busy / caller.weight, MAX_LAG))
+            self._starts[caller.name] = floor + min(caller.busy / caller.weight, MAX_LAG)
+            if len(self._starts) > self._most:
+                self._forget()
 
     def start(self, caller: Caller) -> float:
         """Where the next turn of one who came in starts."""
@@ -86,18 +88,18 @@ class Turns:
         """The caller has its turn, which will take so long."""
         start = self._starts.get(caller.name, self.time)
         self.time = max(self.time, start)
-        self._note(caller.name, start + seconds / caller.weight)
+        self._starts[caller.name] = start + seconds / caller.weight
+        if len(self._starts) > self._most:
+            self._forget()
 
     def correct(self, caller: Caller, seconds: float) -> None:
         """It took so much longer; less than 0 where it was shorter."""
         if caller.name in self._starts:
             self._starts[caller.name] += seconds / caller.weight
 
-    def _note(self, name: str, start: float) -> None:
-        self._starts[name] = start
-        if len(self._starts) > self._most:
-            self._starts = {name: start for name, start in self._starts.items() if start > self.time}
-            self._most = max(MAX_STARTS, 2 * len(self._starts))
+    def _forget(self) -> None:
+        self._starts = {name: start for name, start in self._starts.items() if start > self.time}
+        self._most = max(MAX_STARTS, 2 * len(self._starts))
 
 
 class Callers:
