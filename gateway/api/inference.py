@@ -85,7 +85,7 @@ class Intake:
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared[:20]) > limit:
             raise _too_large(limit)
-        body = client_of(scope).whole_body
+        body = client_of(scope).whole_body()
         if body is None:
             body = await self._pieces(receive, limit)
         elif len(body) > limit:
@@ -151,7 +151,8 @@ def _call(
 ) -> Call:
     headers: Named = scope["gateway.headers"]
     model, alias_task = split_alias(wish.model)
-    task, source = _task(scope, headers, alias_task, wish.task)
+    told = alias_task or wish.task or b"x-task-type" in headers or "gateway.task" in scope or scope.get("query_string")
+    task, source = _task(scope, headers, alias_task, wish.task) if told else ("", "")
     return Call(
         request_id=record.request_id,
         operation=operation,
@@ -166,8 +167,8 @@ def _call(
         caller=caller(scope, config.server),
         priority=_priority(headers) if b"x-priority" in headers else None,
         deadline=None if _LIMITS.isdisjoint(headers) else _deadline(headers, wish, record.arrived),
-        agent=_text(headers, b"user-agent"),
-        trace=_text(headers, b"traceparent"),
+        agent=headers.get(b"user-agent", b"").decode("latin-1"),
+        trace=headers.get(b"traceparent", b"").decode("latin-1"),
         no_store=b"cache-control" in headers and b"no-store" in headers[b"cache-control"],
         reasoning_content=config.openai.reasoning_content,
     )
@@ -214,10 +215,16 @@ def _task(scope: Scope, headers: Named, alias: str, body: str) -> tuple[str, str
     """The task and where it was named: the first of header, path, alias, query and body (D2)."""
     asked = scope.get("query_string", b"")
     query = parse_qs(asked.decode("latin-1")).get("task", [""])[0] if asked else ""
-    header, path = _text(headers, b"x-task-type"), scope.get("gateway.task", "")
-    task: str = header or path or alias or query or body
-    if not task:
-        return "", ""
-    if len(task) > MAX_TASK:
-        raise InvalidCall("the task's name is too long", param="task_type")
-    return task, (header and "header") or (path and "path") or (alias and "alias") or (query and "query") or "body"
+    named = (
+        (_text(headers, b"x-task-type"), "header"),
+        (scope.get("gateway.task", ""), "path"),
+        (alias, "alias"),
+        (query, "query"),
+        (body, "body"),
+    )
+    for task, source in named:
+        if task:
+            if len(task) > MAX_TASK:
+                raise InvalidCall("the task's name is too long", param="task_type")
+            return task, source
+    return "", ""

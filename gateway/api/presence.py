@@ -29,7 +29,6 @@ class Watched(Protocol):
 class Client(Watched, Protocol):
     """One request's client. To one that has left everything is said in vain, without an error."""
 
-    @property
     def whole_body(self) -> bytes | None:
         """The body where all of it is here and nobody took any of it: then it is taken now. Else None."""
 

@@ -58,7 +58,6 @@ _BLANK_LINE = b"\r\n\r\n"  # with one ends every head, and every chunked body
 _NEXT = re.compile(  # one that ends a line, and that a request follows, or nothing as yet
     rb"\r\n\r\n(?<![\r\n]\r\n\r\n)(?=[\r\n]*+(?:[^\r\n ]+ [^\r\n ]+ HTTP/|[^\r\n]*\Z))"
 )
-_ABOUT_THE_BODY = frozenset((b"content-length", b"expect"))
 
 
 class Reading(Enum):
@@ -178,7 +177,7 @@ class Protocol(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._refuse(self._refusal or _problem(error, self._raw[:MAX_METHOD]))
             return
-        if self._brimful:
+        if (self._filling is not None or self._ahead) and self._brimful:
             self._pause()
 
     def _feed(self, data: bytes) -> None:
@@ -253,14 +252,9 @@ class Protocol(asyncio.Protocol):
             return
         name = name.lower()
         self._headers.append((name, value))
-        if name in _ABOUT_THE_BODY:
-            self._foretell(name, value)
-
-    def _foretell(self, name: bytes, value: bytes) -> None:
-        """Note what a header says of the body; the parser has judged it."""
         if name == b"content-length":
-            self._length = int(value)
-        elif value.lower() == b"100-continue":
+            self._length = int(value)  # the parser has judged it
+        elif name == b"expect" and value.lower() == b"100-continue":
             self._expects = True
 
     def on_headers_complete(self) -> None:
@@ -344,7 +338,6 @@ class Protocol(asyncio.Protocol):
 
     # what a cycle does with it
 
-    @property
     def always(self) -> bytes:
         """The header lines of every response: the date, which uvicorn puts forward."""
         return _lines(tuple(self._server.default_headers))
@@ -382,7 +375,7 @@ class Protocol(asyncio.Protocol):
             self._linger()
         elif self.leaving:
             self._close()
-        else:
+        elif self._paused:
             self.take_more()
 
     def abort(self) -> None:
