@@ -29,7 +29,7 @@ def status_line(status: int) -> bytes:
 
 def _breaks_a_line(fields: bytes, lines: int) -> bool:
     """Whether these header lines have an end more than there are lines, or what some readers take for one."""
-    return fields.count(b"\n") != lines or fields.count(b"\r") != lines or b"\0" in fields
+    return fields.count(b"\n") != lines or fields.count(b"\r") != lines or 0 in fields
 
 
 log = structlog.get_logger("gateway.frontdoor")
