@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from io import BytesIO
 from urllib.parse import parse_qs
 
@@ -12,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.api.keys import caller
 from gateway.api.presence import Crowd, Stay, client_of
 from gateway.api.relay import relay_reply, relay_stream, send_body
+from gateway.api.routes import Choose
 from gateway.call import Call, Operation, Priority, Record, Wish
 from gateway.config import Config
 from gateway.dialects import anthropic
@@ -30,23 +30,23 @@ _TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")  # seconds
 _LIMITS = frozenset({b"x-request-timeout", b"x-stainless-read-timeout", b"x-stainless-timeout"})
 _HINTS = frozenset(HINTS)
 
-Choose = Callable[[bytes], Operation]
-
 
 class Inference:
     """The ASGI endpoint of one operation, or of the few that share a path and are told apart by their body."""
 
-    def __init__(self, engine: Engine, crowd: Crowd, intake: Intake, choose: Choose) -> None:
+    def __init__(self, engine: Engine, crowd: Crowd, intake: Intake, operation: Operation | Choose) -> None:
         self._engine = engine
         self._crowd = crowd
         self._intake = intake
-        self._choose = choose
+        self._operation = operation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record: Record = scope["gateway.record"]
         config: Config = scope["gateway.config"]
         body = await self._intake.read(scope, receive)
-        operation = await sized(len(body), self._choose, body)
+        operation = self._operation
+        if callable(operation):
+            operation = await sized(len(body), operation, body)
         record.operation, record.dialect = operation.name, operation.dialect
         wish = await sized(len(body), operation.read, body)
         record.stream, record.asked = wish.stream, wish.model

@@ -81,10 +81,7 @@ class Crowd:
 class Stay(Block):
     """A block that a shutdown may end."""
 
-    __slots__ = ("_crowd",)
-
     def __init__(self, crowd: Crowd) -> None:
-        super().__init__()
         self._crowd = crowd
 
     def __enter__(self) -> Self:
@@ -100,10 +97,8 @@ class Stay(Block):
 class Presence(Stay):
     """A block for a call's work: a client that leaves ends it, too. Raises ClientLeft then."""
 
-    __slots__ = ("_client",)
-
     def __init__(self, client: Watched, crowd: Crowd) -> None:
-        super().__init__(crowd)
+        self._crowd = crowd
         self._client = client
 
     def __enter__(self) -> Self:
