@@ -7,11 +7,12 @@ from dataclasses import replace
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.api.guard import Guard
-from gateway.api.inference import Choose, Inference, Intake, TokenCount
+from gateway.api.inference import Inference, Intake, TokenCount
 from gateway.api.models import Memory, Models, Native
 from gateway.api.ops import Ops
 from gateway.api.presence import Crowd
-from gateway.api.routes import GET, POST, Entry, Surface, answer, inference
+from gateway.api.routes import GET, POST, Choose, Entry, Surface, answer, inference
+from gateway.call import Operation
 from gateway.engine import Engine
 
 MEMORY = ("/api/chat", "/api/generate")  # where a body without a question loads or unloads a model
@@ -29,8 +30,8 @@ class App(Guard):
 def _entries(engine: Engine, crowd: Crowd) -> list[Entry]:
     intake = Intake(engine, crowd)
 
-    def make(choose: Choose) -> Inference:
-        return Inference(engine, crowd, intake, choose)
+    def make(operation: Operation | Choose) -> Inference:
+        return Inference(engine, crowd, intake, operation)
 
     def remembering(entry: Entry) -> Entry:
         return replace(entry, endpoint=Memory(engine, crowd, intake, entry.endpoint)) if entry.path in MEMORY else entry

@@ -14,12 +14,9 @@ from typing import Self
 class Block:
     """`with` it. `interrupt` ends it: what it waits for is cancelled, and the cause is raised out of the block."""
 
-    __slots__ = ("_cancelling", "_cause", "_task")
-
-    def __init__(self) -> None:
-        self._cause: Exception | None = None
-        self._task: asyncio.Task[object] | None = None
-        self._cancelling = 0
+    _cause: Exception | None = None
+    _task: asyncio.Task[object] | None = None
+    _cancelling = 0
 
     def __enter__(self) -> Self:
         self._task = asyncio.current_task()
@@ -54,10 +51,7 @@ class Block:
 class TimeLimit(Block):
     """Ends after `seconds`, with what `cause` makes."""
 
-    __slots__ = ("_make", "_seconds", "_timer")
-
     def __init__(self, seconds: float, cause: Callable[[], Exception]) -> None:
-        super().__init__()
         self._seconds = seconds
         self._make = cause
         self._timer: asyncio.TimerHandle | None = None

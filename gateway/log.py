@@ -24,6 +24,7 @@ from gateway.outlet import Handler, outlet_for
 
 MAX_TEXT = 256  # characters of any one value
 _LEVELS = ("debug", "info", "warning", "error", "critical")
+_BACKSLASH, _DELETE = ord("\\"), 0x7F
 _CONTROL = dict.fromkeys((*range(32), *range(127, 160), 0x2028, 0x2029, *range(0xD800, 0xE000)), " ")
 _LINE_ENDS = {char: f"\\u{char:04x}" for char in (0x85, 0x2028, 0x2029)}  # for some readers; JSON allows them
 _CONTROL_IN_TRACE = {char: space for char, space in _CONTROL.items() if char not in (9, 10)}
@@ -81,16 +82,16 @@ def call_facts(record: Record, duration: float) -> dict[str, Any]:
         "method": record.method,
         "path": record.path,
         "status": record.status,
-        "seconds": round(duration, 4),
+        "seconds": _rounded(duration),
     }
     _tell_of_choice(facts, record)
     if record.cache:
         facts["cache"] = record.cache
     if record.substitution:
         facts["substituted"] = record.substitution
-    if record.waited and (waited := round(record.waited, 4)):
+    if record.waited and (waited := _rounded(record.waited)):
         facts["wait"] = waited
-    if record.first_token and (first_token := round(record.first_token, 4)):
+    if record.first_token and (first_token := _rounded(record.first_token)):
         facts["ttft"] = first_token
     read, written = record.usage or (0, 0)
     if read:
@@ -100,6 +101,11 @@ def call_facts(record: Record, duration: float) -> dict[str, Any]:
     if record.reason:
         facts["reason"] = record.reason
     return facts
+
+
+def _rounded(seconds: float) -> float:
+    """To four digits. `round` writes the number out and reads it again."""
+    return int(seconds * 10_000 + 0.5) / 10_000
 
 
 def _tell_of_choice(facts: dict[str, Any], record: Record) -> None:
@@ -141,7 +147,7 @@ def _told_in_full(logger: Any, level: str, event: Facts) -> Facts:
 
 def _is_tame(line: bytes) -> bool:
     """Whether nothing in it had to be escaped, and no value is too long: so it is with nearly every line."""
-    plain = line.isascii() and b"\\" not in line and b"\x7f" not in line
+    plain = line.isascii() and _BACKSLASH not in line and _DELETE not in line
     return plain and max(map(len, line.split(b'",'))) <= MAX_TEXT  # with one of these ends every text but the last
 
 

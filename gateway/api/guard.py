@@ -27,6 +27,7 @@ from gateway.routing import BY_MODEL, BY_TASK, split_alias, stands_for
 from gateway.wire import Headers, Named, ascii_value, sane_request_id
 
 IDS_AT_ONCE = 256
+_IDS = frozenset({b"x-request-id", b"x-client-request-id"})
 CLIENT_LEFT = 499  # nginx's status for a client that hung up: seen in logs and metrics only
 
 
@@ -43,11 +44,12 @@ class Guard:
         self._config = config
         self._use(config())
         self._log = structlog.get_logger("gateway.access").bind()  # once: it costs as much as a line
-        self._ids = Ids()
+        self._ids: list[str] = []  # for requests to come
         self.closing = False  # shutting down: connections are not kept
 
     def _use(self, config: Config) -> None:
         self._used, self._keys, self._cors = config, Keys(config.auth), Cors(config.cors)
+        self._keyed = bool(self._keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,7 +59,8 @@ class Guard:
             self._use(config)
         now = asyncio.get_running_loop().time
         noted: Named = dict(reversed(scope["headers"]))
-        record = Record(request_id=_own_id(noted) or self._ids.new(), arrived=now(), method=scope["method"])
+        request_id = (None if _IDS.isdisjoint(noted) else _own_id(noted)) or (self._ids or self._drawn()).pop()
+        record = Record(request_id=request_id, arrived=now(), method=scope["method"])
         scope["gateway.record"], scope["gateway.headers"], scope["gateway.config"] = record, noted, self._used
         answered = Answered(send, scope, noted, self._used, closing=self.closing)
         if b"origin" in noted:
@@ -70,7 +73,7 @@ class Guard:
                 return
             entry = self._admit(path, scope, record, noted)
             in_flight = self._metrics.in_flight(entry.operation)
-            in_flight.inc()
+            in_flight.value += 1
             await entry.endpoint(scope, receive, answered)
         except ClientLeft:
             record.status, record.reason = CLIENT_LEFT, "client_cancelled"
@@ -84,8 +87,14 @@ class Guard:
             await self._refuse(answered, record, InternalError(_defect(error)))
         finally:
             if in_flight is not None:
-                in_flight.dec()
+                in_flight.value -= 1
             self._account(scope, record, now() - record.arrived)
+
+    def _drawn(self) -> list[str]:
+        """New ids. Chance is asked for many at a time: it takes as long as for one."""
+        drawn = os.urandom(IDS_AT_ONCE * 8).hex()
+        self._ids += [drawn[at : at + 16] for at in range(0, len(drawn), 16)]
+        return self._ids
 
     def _admit(self, path: str, scope: Scope, record: Record, noted: Named) -> Entry:
         """The entry for a request that may be made. Nothing of its body has been read. Raises CallError."""
@@ -94,7 +103,7 @@ class Guard:
             raise UpgradeRefused("there are no WebSockets here: send a plain request")
         if b"origin" in noted:
             self._cors.admit(noted[b"origin"], noted.get(b"sec-fetch-site", b""))
-        if self._keys.needed(scope["method"], path):
+        if self._keyed and self._keys.needed(scope["method"], path):
             scope["gateway.caller"] = self._keys.owner(scope["headers"], scope.get("gateway.key", ""))
         return self._surface.find(path, scope, record)
 
@@ -143,12 +152,8 @@ class Answered:
         if (client := extensions.get(EXTENSION)) is not None:
             extensions[EXTENSION] = self
             self._client: Client = client
-            self.push, self.end = client.push, client.end
+            self.whole_body, self.push, self.end = client.whole_body, client.push, client.end
             self.watch, self.room = client.watch, client.room
-
-    @property
-    def whole_body(self) -> bytes | None:
-        return self._client.whole_body
 
     def start(self, status: int, headers: Headers) -> None:
         self._client.start(status, self._begun(status, headers))
@@ -205,19 +210,6 @@ def _own_id(noted: Named) -> str | None:
     """The id that the client gave to its request, if it is one that can be written anywhere."""
     own = noted.get(b"x-request-id") or noted.get(b"x-client-request-id")
     return sane_request_id(own) if own else None
-
-
-class Ids:
-    """New ids for requests. Chance is asked for many at a time: it takes as long as for one."""
-
-    def __init__(self) -> None:
-        self._ready: list[str] = []
-
-    def new(self) -> str:
-        if not self._ready:
-            drawn = os.urandom(IDS_AT_ONCE * 8).hex()
-            self._ready = [drawn[at : at + 16] for at in range(0, len(drawn), 16)]
-        return self._ready.pop()
 
 
 def _exhausted(error: Exception) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from io import BytesIO
 from urllib.parse import parse_qs
 
@@ -12,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.api.keys import caller
 from gateway.api.presence import Crowd, Stay, client_of
 from gateway.api.relay import relay_reply, relay_stream, send_body
+from gateway.api.routes import Choose
 from gateway.call import Call, Operation, Priority, Record, Wish
 from gateway.config import Config
 from gateway.dialects import anthropic
@@ -30,23 +30,23 @@ _TIMEOUT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")  # seconds
 _LIMITS = frozenset({b"x-request-timeout", b"x-stainless-read-timeout", b"x-stainless-timeout"})
 _HINTS = frozenset(HINTS)
 
-Choose = Callable[[bytes], Operation]
-
 
 class Inference:
     """The ASGI endpoint of one operation, or of the few that share a path and are told apart by their body."""
 
-    def __init__(self, engine: Engine, crowd: Crowd, intake: Intake, choose: Choose) -> None:
+    def __init__(self, engine: Engine, crowd: Crowd, intake: Intake, operation: Operation | Choose) -> None:
         self._engine = engine
         self._crowd = crowd
         self._intake = intake
-        self._choose = choose
+        self._operation = operation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record: Record = scope["gateway.record"]
         config: Config = scope["gateway.config"]
         body = await self._intake.read(scope, receive)
-        operation = await sized(len(body), self._choose, body)
+        operation = self._operation
+        if callable(operation):
+            operation = await sized(len(body), operation, body)
         record.operation, record.dialect = operation.name, operation.dialect
         wish = await sized(len(body), operation.read, body)
         record.stream, record.asked = wish.stream, wish.model
@@ -85,7 +85,7 @@ class Intake:
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared[:20]) > limit:
             raise _too_large(limit)
-        body = client_of(scope).whole_body
+        body = client_of(scope).whole_body()
         if body is None:
             body = await self._pieces(receive, limit)
         elif len(body) > limit:
@@ -155,7 +155,8 @@ def _call(
 ) -> Call:
     headers: Named = scope["gateway.headers"]
     model, alias_task = split_alias(wish.model)
-    task, source = _task(scope, headers, alias_task, wish.task)
+    told = alias_task or wish.task or b"x-task-type" in headers or "gateway.task" in scope or scope.get("query_string")
+    task, source = _task(scope, headers, alias_task, wish.task) if told else ("", "")
     return Call(
         request_id=record.request_id,
         operation=operation,
@@ -170,8 +171,8 @@ def _call(
         caller=caller(scope, config.server),
         priority=_priority(headers) if b"x-priority" in headers else None,
         deadline=None if _LIMITS.isdisjoint(headers) else _deadline(headers, wish, record.arrived),
-        agent=_text(headers, b"user-agent"),
-        trace=_text(headers, b"traceparent"),
+        agent=headers.get(b"user-agent", b"").decode("latin-1"),
+        trace=headers.get(b"traceparent", b"").decode("latin-1"),
         no_store=b"cache-control" in headers and b"no-store" in headers[b"cache-control"],
         reasoning_content=config.openai.reasoning_content,
     )
@@ -218,10 +219,16 @@ def _task(scope: Scope, headers: Named, alias: str, body: str) -> tuple[str, str
     """The task and where it was named: the first of header, path, alias, query and body (D2)."""
     asked = scope.get("query_string", b"")
     query = parse_qs(asked.decode("latin-1")).get("task", [""])[0] if asked else ""
-    header, path = _text(headers, b"x-task-type"), scope.get("gateway.task", "")
-    task: str = header or path or alias or query or body
-    if not task:
-        return "", ""
-    if len(task) > MAX_TASK:
-        raise InvalidCall("the task's name is too long", param="task_type")
-    return task, (header and "header") or (path and "path") or (alias and "alias") or (query and "query") or "body"
+    named = (
+        (_text(headers, b"x-task-type"), "header"),
+        (scope.get("gateway.task", ""), "path"),
+        (alias, "alias"),
+        (query, "query"),
+        (body, "body"),
+    )
+    for task, source in named:
+        if task:
+            if len(task) > MAX_TASK:
+                raise InvalidCall("the task's name is too long", param="task_type")
+            return task, source
+    return "", ""

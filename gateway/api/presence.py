@@ -29,7 +29,6 @@ class Watched(Protocol):
 class Client(Watched, Protocol):
     """One request's client. To one that has left everything is said in vain, without an error."""
 
-    @property
     def whole_body(self) -> bytes | None:
         """The body where all of it is here and nobody took any of it: then it is taken now. Else None."""
 
@@ -82,10 +81,7 @@ class Crowd:
 class Stay(Block):
     """A block that a shutdown may end."""
 
-    __slots__ = ("_crowd",)
-
     def __init__(self, crowd: Crowd) -> None:
-        super().__init__()
         self._crowd = crowd
 
     def __enter__(self) -> Self:
@@ -101,10 +97,8 @@ class Stay(Block):
 class Presence(Stay):
     """A block for a call's work: a client that leaves ends it, too. Raises ClientLeft then."""
 
-    __slots__ = ("_client",)
-
     def __init__(self, client: Watched, crowd: Crowd) -> None:
-        super().__init__(crowd)
+        self._crowd = crowd
         self._client = client
 
     def __enter__(self) -> Self:

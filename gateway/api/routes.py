@@ -47,8 +47,13 @@ def answer(endpoint: Answer) -> ASGIApp:
     return app
 
 
-def inference(make: Callable[[Callable[[bytes], Operation]], ASGIApp]) -> Iterable[Entry]:
-    """The paths that ask a model for something; `make` builds the endpoint for the operation a body asks for."""
+Choose = Callable[[bytes], Operation]
+
+
+def inference(make: Callable[[Operation | Choose], ASGIApp]) -> Iterable[Entry]:
+    """The paths that ask a model for something; `make` builds the endpoint for the operation that a body asks for, or
+    for the only one there is.
+    """
     own_path: tuple[Operation, ...] = (
         openai.CHAT,
         openai.COMPLETIONS,
@@ -65,8 +70,8 @@ def inference(make: Callable[[Callable[[bytes], Operation]], ASGIApp]) -> Iterab
     yield Entry(path="/api/chat", methods=POST, operation=facade.CHAT.name, endpoint=make(facade_or_ollama))
 
 
-def _inference(operation: Operation, make: Callable[[Callable[[bytes], Operation]], ASGIApp]) -> Entry:
-    return Entry(path=operation.path, methods=POST, operation=operation.name, endpoint=make(lambda _: operation))
+def _inference(operation: Operation, make: Callable[[Operation | Choose], ASGIApp]) -> Entry:
+    return Entry(path=operation.path, methods=POST, operation=operation.name, endpoint=make(operation))
 
 
 class Surface:

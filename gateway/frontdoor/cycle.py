@@ -29,7 +29,7 @@ def status_line(status: int) -> bytes:
 
 def _breaks_a_line(fields: bytes, lines: int) -> bool:
     """Whether these header lines have an end more than there are lines, or what some readers take for one."""
-    return fields.count(b"\n") != lines or fields.count(b"\r") != lines or b"\0" in fields
+    return fields.count(b"\n") != lines or fields.count(b"\r") != lines or 0 in fields
 
 
 log = structlog.get_logger("gateway.frontdoor")
@@ -67,7 +67,6 @@ class Wire(Shape):
     leaving: bool
     room: Room
 
-    @property
     def always(self) -> bytes:
         """Header lines of every response."""
 
@@ -122,7 +121,8 @@ class Cycle:
 
     def came(self, data: bytes) -> None:
         self.body += data
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     @property
     def full(self) -> bool:
@@ -132,7 +132,8 @@ class Cycle:
     def ended(self) -> None:
         """The whole body has come."""
         self.more_body = False
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def left(self) -> None:
         self.gone = True
@@ -158,7 +159,6 @@ class Cycle:
         self._late, self.keep = error, False
         self._wake()
 
-    @property
     def whole_body(self) -> bytes | None:
         """The body where all of it is here and nobody took any of it: then it is taken now. Else None."""
         if self.more_body or self._told or self.gone or self._late or self._continue:
@@ -244,7 +244,7 @@ class Cycle:
                 fields += b"transfer-encoding: chunked\r\n"
         self._left = -1 if self._bodiless or length is None else length
         last = b"\r\n" if self.keep else b"connection: close\r\n\r\n"
-        self._head = b"".join((status_line(status), self._wire.always, fields, last))
+        self._head = b"".join((_STATUS.get(status) or status_line(status), self._wire.always(), fields, last))
 
     def _send(self, data: bytes, *, more: bool) -> None:
         if not self.started or self.complete:
@@ -262,7 +262,8 @@ class Cycle:
             self._wire.write(head + data)
         if not more:
             self.complete = True
-            self._wake()
+            if self._waiter is not None:
+                self._wake()
             self._wire.finished(self)
 
     def _wake(self) -> None:

@@ -58,7 +58,6 @@ _BLANK_LINE = b"\r\n\r\n"  # with one ends every head, and every chunked body
 _NEXT = re.compile(  # one that ends a line, and that a request follows, or nothing as yet
     rb"\r\n\r\n(?<![\r\n]\r\n\r\n)(?=[\r\n]*+(?:[^\r\n ]+ [^\r\n ]+ HTTP/|[^\r\n]*\Z))"
 )
-_ABOUT_THE_BODY = frozenset((b"content-length", b"expect"))
 
 
 class Reading(Enum):
@@ -67,6 +66,9 @@ class Reading(Enum):
     NOTHING = "nothing"  # between two messages
     HEAD = "head"
     BODY = "body"
+
+
+NOTHING, HEAD, BODY = Reading  # to find one by its class takes longer than all that is done with it
 
 
 class Protocol(asyncio.Protocol):
@@ -94,7 +96,7 @@ class Protocol(asyncio.Protocol):
         self._cycle: Cycle | None = None  # the one whose response is under way, or was the last
         self._filling: Cycle | None = None  # the one whose body comes now
         self._ahead: deque[Cycle] = deque()
-        self._reading = Reading.NOTHING
+        self._reading = NOTHING
         self._since = self._loop.time()  # when it began to wait for what is to come next
         self._stalled = math.inf  # since when the client has read nothing of what is there
         self._unread = 0  # bytes it had left to read at the last look
@@ -178,16 +180,16 @@ class Protocol(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._refuse(self._refusal or _problem(error, self._raw[:MAX_METHOD]))
             return
-        if self._brimful:
+        if (self._filling is not None or self._ahead) and self._brimful:
             self._pause()
 
     def _feed(self, data: bytes) -> None:
         """In pieces, of which none goes beyond the end of a message: so each message begins with a piece."""
         at, size = 0, len(data)
         while at < size and not self._deaf:
-            if self._reading is Reading.NOTHING:
+            if self._reading is NOTHING:
                 self._begin()
-            if self._reading is Reading.BODY and self._size < self._length:
+            if self._reading is BODY and self._size < self._length:
                 piece = data[at : at + self._length - self._size]
                 self._parser.feed_data(piece)
                 at += len(piece)
@@ -195,12 +197,12 @@ class Protocol(asyncio.Protocol):
                 end = self._end(data, at)
                 self._feed_framed(data[at:end])
                 at = end
-        if self._reading is not Reading.NOTHING:
+        if self._reading is not NOTHING:
             self._seam = (self._seam + data[-3:])[-3:]
 
     def _begin(self) -> None:
         """A message begins."""
-        self._reading, self._since, self._fresh = Reading.HEAD, self._loop.time(), False
+        self._reading, self._since, self._fresh = HEAD, self._loop.time(), False
         self._url, self._seam, self._headers = b"", b"", []
         self._counted = self._trailers = self._length = self._size = 0
         self._expects = False
@@ -214,7 +216,7 @@ class Protocol(asyncio.Protocol):
             found = (self._seam + data[:3]).find(_BLANK_LINE)
             if found >= 0:
                 return found + len(_BLANK_LINE) - len(self._seam)
-        if self._reading is Reading.HEAD:
+        if self._reading is HEAD:
             most = at + MAX_HEAD - self._counted
             found = data.find(_BLANK_LINE, at, most)
             return found + len(_BLANK_LINE) if found >= 0 else min(most, len(data))
@@ -225,7 +227,7 @@ class Protocol(asyncio.Protocol):
     def _feed_framed(self, piece: bytes) -> None:
         """Of a head, or of chunks: what is not body is counted."""
         reading, had = self._reading, self._size
-        if reading is Reading.HEAD and len(self._raw) <= MAX_TARGET + SLICE:
+        if reading is HEAD and len(self._raw) <= MAX_TARGET + SLICE:
             self._raw += piece
         try:
             self._parser.feed_data(piece)
@@ -233,34 +235,29 @@ class Protocol(asyncio.Protocol):
             self._read_anew()
         came = self._reading is not reading or self._size != had
         self._counted = 0 if came else self._counted + len(piece)
-        if self._counted >= MAX_HEAD and reading is Reading.HEAD:
+        if self._counted >= MAX_HEAD and reading is HEAD:
             self._raise(HeadTooLarge(f"the head is larger than {MAX_HEAD} bytes"))
-        if self._counted > MAX_FRAMING and reading is Reading.BODY:
+        if self._counted > MAX_FRAMING and reading is BODY:
             self._raise(MalformedRequest(f"more than {MAX_FRAMING} bytes of chunk extensions or trailers"))
 
     # the parser's callbacks
 
     def on_url(self, url: bytes) -> None:
-        if self._reading is Reading.NOTHING:  # within a piece: no request line stood where it had to
+        if self._reading is NOTHING:  # within a piece: no request line stood where it had to
             self._raise(MalformedRequest("a request must begin right after the one before"))
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._reading is Reading.BODY:
+        if self._reading is BODY:
             self._trailers += 1  # and dropped: nobody asked for any
             if self._trailers > MAX_HEADERS:
                 self._raise(MalformedRequest(f"more than {MAX_HEADERS} trailers"))
             return
         name = name.lower()
         self._headers.append((name, value))
-        if name in _ABOUT_THE_BODY:
-            self._foretell(name, value)
-
-    def _foretell(self, name: bytes, value: bytes) -> None:
-        """Note what a header says of the body; the parser has judged it."""
         if name == b"content-length":
-            self._length = int(value)
-        elif value.lower() == b"100-continue":
+            self._length = int(value)  # the parser has judged it
+        elif name == b"expect" and value.lower() == b"100-continue":
             self._expects = True
 
     def on_headers_complete(self) -> None:
@@ -279,7 +276,7 @@ class Protocol(asyncio.Protocol):
         keep = version == "1.1" and self._parser.should_keep_alive()
         scope = self._scope(method, version)
         cycle = scope["extensions"][EXTENSION] = Cycle(self, scope, keep=keep, expects=self._expects)
-        self._filling, self._reading = cycle, Reading.BODY
+        self._filling, self._reading = cycle, BODY
         if self._cycle is None or self._cycle.complete:
             self._start(cycle)
         else:
@@ -291,9 +288,9 @@ class Protocol(asyncio.Protocol):
             self._filling.came(body)
 
     def on_message_complete(self) -> None:
-        if self._reading is not Reading.BODY:
+        if self._reading is not BODY:
             return  # an offer, which is read anew
-        self._reading = Reading.NOTHING
+        self._reading = NOTHING
         cycle, self._filling = self._filling, None
         if cycle is not None:
             self._deaf = not cycle.keep  # whatever follows, nobody is to answer it
@@ -344,7 +341,6 @@ class Protocol(asyncio.Protocol):
 
     # what a cycle does with it
 
-    @property
     def always(self) -> bytes:
         """The header lines of every response: the date, which uvicorn puts forward."""
         return _lines(tuple(self._server.default_headers))
@@ -382,7 +378,7 @@ class Protocol(asyncio.Protocol):
             self._linger()
         elif self.leaving:
             self._close()
-        else:
+        elif self._paused:
             self.take_more()
 
     def abort(self) -> None:
@@ -438,16 +434,16 @@ class Protocol(asyncio.Protocol):
             self._close()
         elif self._paused:
             return  # it is made to wait, so it is not slow
-        elif self._reading is Reading.HEAD and waited > limits.head_timeout:
+        elif self._reading is HEAD and waited > limits.head_timeout:
             self._refuse(RequestTimeout(f"no whole head within {limits.head_timeout:g} s (server.head_timeout)"))
-        elif self._reading is Reading.BODY and self._filling is not None:
+        elif self._reading is BODY and self._filling is not None:
             self._check_body(self._filling, waited, limits)
         elif self.idle and waited > limits.keep_alive:
             self._close()
 
     def quiet(self, now: float) -> bool:
         """Whether it has sent nothing for a while, and is not about to be closed."""
-        if self._reading is not Reading.NOTHING or self._paused or self._deaf or self.descriptor < 0:
+        if self._reading is not NOTHING or self._paused or self._deaf or self.descriptor < 0:
             return False
         return now - self._since > QUIET and self.transport is not None and not self.transport.is_closing()
 
@@ -464,7 +460,7 @@ class Protocol(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """Whether no request is under way, nor coming in."""
-        return self._reading is Reading.NOTHING and (self._cycle is None or self._cycle.complete)
+        return self._reading is NOTHING and (self._cycle is None or self._cycle.complete)
 
     def _stalls(self, now: float, limit: float) -> bool:
         """Whether the client has read nothing for so long, though there is something."""
@@ -494,7 +490,7 @@ class Protocol(asyncio.Protocol):
         elif filling is not None:  # it was answered already
             self._linger()
         else:
-            url = self._url if self._reading is Reading.HEAD else b""  # else that of the one before
+            url = self._url if self._reading is HEAD else b""  # else that of the one before
             self._parting = _refusal(problem, url)
             if cycle is None or cycle.complete:
                 self.write(self._parting)
