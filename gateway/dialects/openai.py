@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from gateway.call import Call, Priority, Reply, Wish
+from gateway.call import Call, Priority, Reply, Usage, Wish
 from gateway.dialects import repairs
 from gateway.dialects.chunks import UNFINISHED, ChunkReader, counted
 from gateway.dialects.failures import heard
@@ -151,9 +151,12 @@ class _Operation:
         return ChunkReader(identity, show_usage=call.wish.wants_usage, reasoning_content=twice)
 
     def reply(self, call: Call, model: str, body: bytes, seconds: float) -> Reply:
+        identity = self.id_prefix + call.request_id
+        if plain := repairs.plain_answer(body):
+            usage = plain.usage
+            return Reply(repairs.identified(body, identity), Usage(usage.prompt_tokens, usage.completion_tokens))
         finished = whole_answer(body)
-        identity, twice = self.id_prefix + call.request_id, call.reasoning_content
-        mended = repairs.answer_mended(body, identity, reasoning_content=twice)
+        mended = repairs.answer_mended(body, identity, reasoning_content=call.reasoning_content)
         return Reply(mended, counted(finished.usage))
 
 
