@@ -64,8 +64,8 @@ class Dispatch:
             self._drawn.clear()
             self._drawn_at = at
         wish = call.wish
-        asked = (call.model, call.task, call.task_from, wish.model, wish.needs, call.operation.native)
-        key = (*asked, *sorted(call.headers.items()))
+        headers = tuple(sorted(call.headers.items())) if call.headers else ()
+        key = (call.model, call.task, call.task_from, wish.model, wish.needs, call.operation.native, headers)
         drawn = self._drawn.get(key)
         if drawn is None:
             drawn = plan(call, config, means.catalog.view(means.pool.instances, means.now()))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from gateway.call import Call, Priority, Reply, Wish
+from gateway.call import Call, Priority, Reply, Usage, Wish
 from gateway.dialects import repairs
 from gateway.dialects.chunks import UNFINISHED, ChunkReader, counted
 from gateway.dialects.failures import heard
@@ -39,6 +39,7 @@ from gateway.wire import json, multipart
 
 MAX_INPUTS = 2048
 
+_NO_PARTS = b'"n'  # how a text begins, and null
 _PLAIN_FORMS = ("text", "srt", "vtt")
 
 
@@ -137,8 +138,8 @@ class _Operation:
 
     def write(self, call: Call, model: str) -> bytes:
         given = fields = _FIELDS.decode(call.body)
+        give_way()
         for rule in self.rules:
-            give_way()
             fields = rule(fields)
         if call.wish.stream:
             fields = repairs.usage_asked_for(fields)
@@ -151,9 +152,12 @@ class _Operation:
         return ChunkReader(identity, show_usage=call.wish.wants_usage, reasoning_content=twice)
 
     def reply(self, call: Call, model: str, body: bytes, seconds: float) -> Reply:
+        identity = self.id_prefix + call.request_id
+        if plain := repairs.plain_answer(body):
+            usage = plain.usage
+            return Reply(repairs.identified(body, identity), Usage(usage.prompt_tokens, usage.completion_tokens))
         finished = whole_answer(body)
-        identity, twice = self.id_prefix + call.request_id, call.reasoning_content
-        mended = repairs.answer_mended(body, identity, reasoning_content=twice)
+        mended = repairs.answer_mended(body, identity, reasoning_content=call.reasoning_content)
         return Reply(mended, counted(finished.usage))
 
 
@@ -172,10 +176,13 @@ class Chat(_Operation):
 
     def read(self, body: bytes) -> Wish:
         asked, fields = self._form.read_both(body)
-        needs = set()
-        if asked.tools:
-            needs.add("tools")
-        if sum(_shows_images(message, place) for place, message in enumerate(asked.messages)):
+        needs = {"tools"} if asked.tools else set[str]()
+        shown = [
+            _shows_images(turn, place)
+            for place, turn in enumerate(asked.messages)
+            if memoryview(turn.content)[0] not in _NO_PARTS
+        ]
+        if any(shown):
             needs.add("vision")
         said = [("said", turn.content) for turn in opening(asked.messages)]
         conversation = conversation_named(fields) or conversation_begun(fields, ("tools",), said)
@@ -280,12 +287,9 @@ def _wish(asked: Generation, needs: frozenset[str], conversation: str, priority:
 
 
 def _shows_images(message: Message, place: int) -> bool:
-    """Whether a message has images. Raises InvalidCall for content of no known kind, and for images elsewhere."""
+    """Whether a message whose content is no text has images. Raises InvalidCall where they are elsewhere."""
     path = f"messages[{place}].content"
-    kind = first_byte(message.content)
-    if kind in (b'"', b"n"):
-        return False
-    if kind != b"[":
+    if first_byte(message.content) != b"[":
         raise InvalidCall(f"{path}: expected a string or a list of parts", param=path)
     give_way()
     try:

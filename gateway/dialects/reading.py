@@ -70,7 +70,8 @@ class Form(Generic[Shape]):
         except json.JsonProblem as problem:
             raise InvalidCall(str(problem)) from None
         for name in fields:
-            self._check_spelling(name)
+            if name not in self._names:
+                self._check_spelling(name)
         give_way()
         try:
             return self._decoder.decode(body), fields
@@ -79,7 +80,7 @@ class Form(Generic[Shape]):
 
     def _check_spelling(self, name: str) -> None:
         """Ollama folds the case of field names: `Model` beside `model` would be a second, unseen model name."""
-        if name not in self._names and (folded := name.casefold()) in self._names:
+        if (folded := name.casefold()) in self._names:
             raise InvalidCall(f"write the field '{folded}' in lower case", param=folded)
 
 
@@ -179,7 +180,7 @@ def conversation_named(fields: Mapping[str, Raw]) -> str:
     `user` and `safety_identifier` are not looked at. They name a person, who has many conversations; and two persons
     whose conversations begin with the same bytes are best served by the same instance.
     """
-    return text(fields.get("prompt_cache_key", NULL))[:NAME_LENGTH]
+    return text(fields["prompt_cache_key"])[:NAME_LENGTH] if "prompt_cache_key" in fields else ""
 
 
 def conversation_begun(fields: Mapping[str, Raw], names: Sequence[str], said: Sequence[Part]) -> str:
@@ -191,17 +192,18 @@ def conversation_begun(fields: Mapping[str, Raw], names: Sequence[str], said: Se
     if not said:
         return ""
     digest = blake2b(digest_size=12)
-    for name, part in (*((name, fields.get(name, NULL)) for name in names), *said):
+    for name in names:
+        digest.update(_told(name, fields[name]) if name in fields else b"%b 4\nnull" % name.encode())
+    for name, part in said:
         digest.update(_told(name, part))
     return digest.hexdigest()
 
 
 def _told(name: str, part: Raw | memoryview) -> bytes:
     """A part as the bytes that came, under its name and with its length, so that no two run together."""
-    seen = memoryview(part)
-    if len(seen) > PART_LENGTH:
-        return b"%b %d\n%b" % (name.encode(), len(seen), bytes(seen[:PART_LENGTH]))
-    whole = bytes(seen)
+    if len(part) > PART_LENGTH:
+        return b"%b %d\n%b" % (name.encode(), len(part), bytes(memoryview(part)[:PART_LENGTH]))
+    whole = bytes(part)
     if _MARK in whole:
         whole = _without_marks(whole)
     return b"%b %d\n%b" % (name.encode(), len(whole), whole)

@@ -14,9 +14,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from hashlib import blake2s
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from gateway.dialects.reading import NULL
 from gateway.wire import json
@@ -32,6 +33,7 @@ _ASSISTANT, _DEVELOPER, _SYSTEM = Raw(b'"assistant"'), Raw(b'"developer"'), Raw(
 _FUNCTION, _STOP, _TOOL_CALLS = Raw(b'"function"'), Raw(b'"stop"'), Raw(b'"tool_calls"')
 _REASONING = ("reasoning", "reasoning_content")  # Ollama's name for it, and the one others gave it
 _MAX_COUNT = 18  # digits
+Count = Annotated[int, Meta(ge=0, lt=10**_MAX_COUNT)]
 
 
 class _Glance(Struct, gc=False):
@@ -42,20 +44,42 @@ class _Glance(Struct, gc=False):
     tool_calls: Raw = NULL
 
 
+class _PlainMessage(Struct, forbid_unknown_fields=True, gc=False):
+    role: Literal["assistant"]
+    content: str
+
+
+class _PlainChoice(Struct, forbid_unknown_fields=True, gc=False):
+    index: int
+    message: _PlainMessage
+    finish_reason: str
+
+
+class PlainUsage(Struct, forbid_unknown_fields=True, gc=False):
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+
+
+class PlainAnswer(Struct, forbid_unknown_fields=True, gc=False):
+    """A chat's answer that is text and nothing else: nothing in it can be in need of anything."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: Annotated[list[_PlainChoice], Meta(min_length=1)]
+    usage: PlainUsage
+    system_fingerprint: str = ""
+
+
+_PLAIN_ANSWER = msgspec.json.Decoder(PlainAnswer)
 _FIELDS = msgspec.json.Decoder(Fields)
 _LIST = msgspec.json.Decoder(list[Fields])
 _GLANCES = msgspec.json.Decoder(list[_Glance])
 _EMPTY_ARGUMENTS = re.compile(rb'"arguments"\s*:\s*""')
 _ZERO_USAGE = b',"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
 ROLE_BEFORE = b'"delta":{"role":"assistant",'  # something that follows
-# A chat's answer as Ollama lays it out that is text and nothing else: nothing in it can be in need of anything.
-_PLAIN_ANSWER = re.compile(
-    rb'\{"id":"[^"\\]*+","object":"[a-z.]*+","created":\d++,"model":"[^"\\]*+"(?:,"system_fingerprint":"[a-z_]*+")?'
-    rb',"choices":\[\{"index":0,"message":\{"role":"assistant","content":"(?:[^"\\]++|\\.)*+"\}'
-    rb',"finish_reason":"[a-z_]++"\}\],"usage":\{"prompt_tokens":\d{1,18},"completion_tokens":\d{1,18},"total_tokens":\d{1,18}'
-    rb"\}\}\n?",
-    re.DOTALL,
-)
 _REPLY_HEAD = re.compile(rb'\s*\{\s*"id"\s*:\s*"[^"\\]*"')
 
 
@@ -253,10 +277,16 @@ def call_id(identity: str, index: int) -> Raw:
     return raw("call_" + blake2s(f"{identity}.{index}".encode(), digest_size=12).hexdigest())
 
 
+def plain_answer(body: bytes) -> PlainAnswer | None:
+    """What most finished answers are: one that `answer_mended` would change in nothing but its id."""
+    try:
+        return _PLAIN_ANSWER.decode(body)
+    except json.UNREADABLE:
+        return None
+
+
 def answer_mended(body: bytes, identity: str, *, reasoning_content: bool = False) -> bytes:
     """A finished answer as a client can rely on it; the bytes that came, under their own id, where it is so already."""
-    if not reasoning_content and _PLAIN_ANSWER.fullmatch(body):
-        return identified(body, identity)
     given = _FIELDS.decode(body)
     fields = usage_in_three_numbers(without_error(given))
     choices = objects_of(fields.get("choices", NULL))

@@ -33,6 +33,8 @@ def seed(instance: str) -> int:
 
 def home(conversation: str, seeds: Mapping[T, int]) -> T:
     """Whichever of `seeds`, at least one, this conversation goes to."""
+    if len(seeds) == 1:
+        return next(iter(seeds))
     point = _digest(conversation) | 1  # an odd factor mixes without losing anything
     return max(seeds, key=lambda one: seeds[one] * point & _MASK)
 

@@ -123,7 +123,7 @@ class Answer:
             self._trailers += 1
         else:
             self.headers.append((name.lower(), value.strip()))
-        if max(self._trailers, len(self.headers)) > MAX_HEADERS:
+        if len(self.headers) > MAX_HEADERS or self._trailers > MAX_HEADERS:
             self._refuse(f"more than {MAX_HEADERS} headers")
 
     def on_headers_complete(self) -> None:
@@ -276,7 +276,8 @@ class Connection(asyncio.Protocol):
             return False
         if self._unsent or transport.get_write_buffer_size():
             return False
-        self.resume()
+        if self.paused:
+            self.resume()
         self.answer = self.on_changed = None
         self.idle_since = self.loop.time()
         return True

@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -161,10 +162,7 @@ class Response:
             except BaseException:
                 self._drop()
                 raise
-        data = answer.take()
-        if not self._closed:
-            self._connection.resume()
-        return data
+        return self.unread()
 
     def unread(self) -> bytes:
         """All of the body that came since the last read, without waiting for any."""
@@ -176,8 +174,9 @@ class Response:
     async def read_all(self, limit: int) -> bytes:
         """The rest of the body. Raises what `read` raises, and BadAnswer beyond `limit` bytes."""
         pieces: list[bytes] = []
-        room = limit
-        while data := await self.read():
+        room, answer = limit, self._answer
+        while answer.untaken or not answer.done:
+            data = self.unread() or await self.read()
             room -= len(data)
             if room < 0:
                 self._drop()
@@ -259,7 +258,7 @@ class Upstream:
         self._host, self._port = parts.hostname, parts.port or (443 if tls else 80)
         self._tls = ssl.create_default_context() if tls else None
         # Its own authority and never the client's: Ollama refuses others (ollama.md §4.5).
-        self._opening = b" HTTP/1.1\r\nhost: " + authority + b"\r\naccept-encoding: identity\r\n"
+        self._opening = b"host: " + authority + b"\r\naccept-encoding: identity"
         self._max_idle, self._idle_for = max_idle, idle_for
         self._idle: deque[Connection] = deque()  # the longest idle first
         self._busy: set[Connection] = set()
@@ -287,12 +286,12 @@ class Upstream:
         """
         head = self._head(request)
         loop = asyncio.get_running_loop()
-        until = math.inf
-        kept = self._take(loop.time())
+        now, until = loop.time(), math.inf
+        kept = self._take(now)
         if kept is not None:
             response = self._response(kept, request)
             response.reused = True
-            until = loop.time() + first
+            until = now + first
             try:
                 return await response.begin(head, request.body, until, sending)
             except ConnectionLost:
@@ -318,16 +317,15 @@ class Upstream:
             self._expiry = None
 
     def _head(self, request: Request) -> bytes:
-        if _UNSAFE_LINE.search(request.method) or _UNSAFE_LINE.search(request.path):
-            raise ValueError("a method or path no request line can hold")
-        headers = b"".join([b"%b: %b\r\n" % header for header in request.headers])
-        if b"\0" in headers or any(headers.count(end) != len(request.headers) for end in (b"\r", b"\n")):
+        lines = [*map(b": ".join, request.headers)]
+        told = b"".join(lines)
+        if b"\r" in told or b"\n" in told or b"\0" in told:
             raise ValueError("a header that would end its own line")
         if not OURS.isdisjoint([name.lower() for name, _ in request.headers]):
             raise ValueError("a header that is not the caller's to set")
         if request.body or request.method not in (b"GET", b"HEAD"):
-            headers += b"content-length: %d\r\n" % len(request.body)
-        return b"%b %b%b%b\r\n" % (request.method, request.path, self._opening, headers)
+            lines.append(b"content-length: %d" % len(request.body))
+        return b"\r\n".join([_request_line(request.method, request.path), self._opening, *lines, b"", b""])
 
     def _response(self, connection: Connection, request: Request) -> Response:
         return Response(self.name, connection, self._give_back, head_only=request.method == b"HEAD")
@@ -383,6 +381,13 @@ class Upstream:
         self._expiry = None
         if self._idle:
             self._expiry = loop.call_at(self._idle[0].idle_since + self._idle_for, self._expire, loop)
+
+
+@lru_cache(maxsize=64)
+def _request_line(method: bytes, path: bytes) -> bytes:
+    if _UNSAFE_LINE.search(method) or _UNSAFE_LINE.search(path):
+        raise ValueError("a method or path no request line can hold")
+    return b"%b %b HTTP/1.1" % (method, path)
 
 
 def _several_addresses(loop: asyncio.AbstractEventLoop, host: str) -> dict[str, Any]:

@@ -41,7 +41,7 @@ _ESCAPE = re.compile(rb"\\*+.?", re.DOTALL)  # the rest of one, where a block en
 _TEXT_BLOCK = 2**16
 _BLOCK = 2**20
 _NAMED = 60  # characters that are said back of a field's name
-_SMALL, _FEW = 2**16, 32  # bytes, and fields, of a body in which each name may be looked for by itself
+_SMALL = 2**13  # bytes of a body in which it costs little to count a mark
 
 
 class JsonProblem(ValueError):
@@ -50,11 +50,12 @@ class JsonProblem(ValueError):
 
 def parse(body: bytes) -> dict[str, Raw]:
     """The top-level fields of a JSON object, each value as the bytes that came. Raises JsonProblem, nothing else."""
-    if not body or body.isspace():
-        raise JsonProblem("the body is empty")
-    _check_text(body)
-    _check_shape(body)
-    give_way()
+    small = len(body) <= _SMALL
+    if not body.isascii():
+        _check_text(body)
+    if not (small and body.count(b"[") + body.count(b"{") <= MAX_DEPTH // 2):
+        _check_shape(body)
+        give_way()
     try:
         fields = _OBJECT.decode(body)
     except msgspec.ValidationError as problem:
@@ -66,8 +67,7 @@ def parse(body: bytes) -> dict[str, Raw]:
         raise JsonProblem(_why(str(problem), body)) from None
     if len(fields) > MAX_FIELDS:
         raise JsonProblem(f"the body has more than {MAX_FIELDS} fields")
-    give_way()
-    if not _each_once(body, fields):
+    if not (small and _quotes_fit(body, fields)) and not _each_once(body, fields):
         raise JsonProblem(f"the body names the field {_twice(body, fields)[:_NAMED]!r} twice")
     return fields
 
@@ -99,6 +99,8 @@ def encode_fields(fields: Mapping[str, Raw]) -> bytes:
 
 
 def _why(problem: str, body: bytes) -> str:
+    if not body or body.isspace():
+        return "the body is empty"
     half = "surrogate" in problem or "end of hex escape" in problem  # or, near the end of the body, "truncated"
     if half or ("truncated" in problem and _HALF_A_PAIR.search(body[-16:])):
         return "the body is not valid JSON: half of a surrogate pair stands alone"
@@ -113,8 +115,6 @@ def _check_text(body: bytes) -> None:
     """UTF-8 throughout, checked in blocks: a whole body decoded at once could take four times its size."""
     if body.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise JsonProblem("the body must be UTF-8 without a byte order mark")
-    if body.isascii():
-        return
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         for start in range(0, len(body), _TEXT_BLOCK):
@@ -183,17 +183,14 @@ def _structure(body: bytes) -> Iterator[bytes]:
         within ^= found & 1
 
 
-def _each_once(body: bytes, fields: dict[str, Raw]) -> bool:
-    """Whether the body is just these fields in this order: the decoder keeps the last of two, so two would not fit.
+def _quotes_fit(body: bytes, fields: dict[str, Raw]) -> bool:
+    """Whether there are just the quotes of the values and two for each name: then no field came twice."""
+    return body.count(b'"') == 2 * len(fields) + b"".join(fields.values()).count(b'"')
 
-    In a small one that is easier to see: where each name stands once, and none can be spelt in another way.
-    """
-    if len(body) <= _SMALL and len(fields) <= _FEW and b"\\u" not in body:
-        for name in fields:
-            if not name.isidentifier() or body.count(b'"%b"' % name.encode()) != 1:
-                break
-        else:
-            return True
+
+def _each_once(body: bytes, fields: dict[str, Raw]) -> bool:
+    """Whether the body is just these fields in this order: the decoder keeps the last of two, so two would not fit."""
+    give_way()
     at = body.index(b"{") + 1
     for raw in fields.values():
         key = _KEY.match(body, at)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.call import Frame
+from gateway.call import Call, Frame, Reply, Wish
 from gateway.dialects import repairs
 from gateway.dialects.chunks import ChunkReader
+from gateway.dialects.openai import CHAT
 
-NEVER = re.compile(rb"(?!)")
 TEXT = st.text(st.sampled_from('ab \n"\\é€\x7f\x1f{}[]:,💡')) | st.sampled_from(["", " token", "\u2028"])
 UNSOUND = [b"\\q", b"\xff", b"\x01", b"a\\", b"\\u12", b"\\ud800", b"\x7f", b"\n"]
 PIECES = st.lists(
@@ -99,17 +98,33 @@ ANSWERS = st.one_of(
     st.builds(lambda text: answer(text).replace(b'"total_tokens":3', b'"total_tokens":null'), TEXT),
     st.builds(lambda text: answer(text).replace(b'"role":"assistant",', b""), TEXT),
     st.builds(lambda text: answer(text).replace(b'{"id"', b'{"error":null,"id"'), TEXT),
+    st.builds(lambda text: answer(text).replace(b'"created":17', b'"created":17,"created":18'), TEXT),
+    st.builds(lambda text: answer(text).replace(b":1,", b":-1,"), TEXT),
+    st.builds(lambda text: answer(text).replace(b":1,", b":1.0,"), TEXT),
+    st.builds(lambda text: answer(text).replace(b":1,", b":1" + b"0" * 18 + b","), TEXT),
+    st.builds(lambda text: answer(text).replace(b",", b" , "), TEXT),
 )
+
+
+def replied(body: bytes, twice: bool) -> Reply:
+    call = Call(request_id="ours", operation=CHAT, wish=Wish(), body=b"", reasoning_content=twice)
+    return CHAT.reply(call, "m", body, 0.0)
 
 
 @given(body=ANSWERS, twice=st.booleans())
 @settings(max_examples=300)
 def test_a_finished_answer_is_the_same_by_the_short_way(body: bytes, twice: bool) -> None:
-    short = repairs.answer_mended(body, "ours", reasoning_content=twice)
+    short = replied(body, twice)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repairs, "_PLAIN_ANSWER", NEVER)
-        assert short == repairs.answer_mended(body, "ours", reasoning_content=twice)
+        patch.setattr(repairs, "plain_answer", lambda _: None)
+        assert short == replied(body, twice)
 
 
-def test_the_short_way_is_taken_by_an_answer_of_text() -> None:
-    assert repairs._PLAIN_ANSWER.fullmatch(answer('some "text" and more é'))
+@pytest.mark.parametrize("text", ['some "text" and more é', ""])
+def test_the_short_way_is_taken_by_an_answer_of_text(text: str) -> None:
+    assert repairs.plain_answer(answer(text))
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content", "tool_calls", "refusal"])
+def test_the_short_way_is_not_taken_by_an_answer_that_holds_anything_else(field: str) -> None:
+    assert repairs.plain_answer(answer("text", **{field: None})) is None

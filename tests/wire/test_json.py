@@ -20,6 +20,8 @@ ANY_JSON = st.recursive(
     max_leaves=30,
 )
 
+NAMES = st.sampled_from(["a", "b", "", 'a"', "\\", "é"])
+
 
 def short(value: bytes | str) -> str:
     return repr(value[:24])
@@ -122,6 +124,20 @@ def test_every_value_is_kept_as_the_bytes_that_came(value: dict[str, Any], space
 
     assert {name: msgspec.json.decode(raw) for name, raw in fields.items()} == msgspec.json.decode(body)
     assert all(bytes(raw) in body for raw in fields.values())
+
+
+@given(pairs=st.lists(st.tuples(NAMES, ANY_JSON), max_size=5), gap=st.text(" \n"))
+def test_fields_are_told_to_come_once_by_the_short_way_just_where_the_long_way_says_so(
+    pairs: list[tuple[str, Any]], gap: str
+) -> None:
+    space = gap.encode()
+    written = [msgspec.json.encode(name) + space + b":" + msgspec.json.encode(value) for name, value in pairs]
+    body = b"{" + (space + b",").join(written) + space + b"}"
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    once = len(fields) == len(pairs)
+
+    assert json._each_once(body, fields) == once
+    assert json._quotes_fit(body, fields) == (once and not any('"' in name for name in fields))
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7])
