@@ -100,6 +100,11 @@ class Reader(Protocol):
     def keep_alive(self) -> bytes:
         """Bytes that may be sent between the frames read by now without meaning anything."""
 
+    def plain(self, data: bytes) -> bytes:
+        """What is to go on for `data` where a look shows that it is one frame with content of which nothing else has to
+        be known, as most are; b"" where it is to be fed.
+        """
+
     def feed(self, data: bytes) -> list[Frame]:
         """Whole frames made complete by `data`, in order. Raises ValueError for a frame beyond the size limit."""
 

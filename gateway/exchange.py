@@ -131,23 +131,25 @@ class Exchange:
         sink, response = self._sink, self._response
         room = sink.room
         while room.open:
-            frames, self._ready = self._ready, []
-            if not frames:
-                if not (data := response.unread()):
-                    self._look_for_an_end()
-                    return False
-                if not (frames := self._sound(data)):
+            data = b"" if self._ready else response.unread()
+            if not (data or self._ready):
+                self._look_for_an_end()
+                return False
+            piece, last = self._reader.plain(data) if data else b"", False
+            if not piece:
+                frames, self._ready = self._ready or self._sound(data), []
+                if not frames:
                     continue
+                piece, last = b"".join([frame.raw for frame in frames]), frames[-1].last
             now = self._now()
             self._record.tokens_span = now - self._first_at
-            data = frames[0].raw if len(frames) == 1 else b"".join([frame.raw for frame in frames])
-            if frames[-1].last:
+            if last:
                 self._limit.over()  # the client has its whole answer: no limit can take it back
-                sink.end(data)
+                sink.end(piece)
                 if response.over:
                     self._conclude()
                 return True
-            sink.push(data, now)
+            sink.push(piece, now)
             if response.waits and self._broken is None:
                 return False
         if self._broken is not None or response.over:

@@ -115,6 +115,9 @@ class EventReader:
         self.usage: Usage | None = None
         self._splitter = sse.Splitter()
 
+    def plain(self, data: bytes) -> bytes:
+        return b""
+
     def feed(self, data: bytes) -> list[Frame]:
         frames: list[Frame] = []
         if self.complete:

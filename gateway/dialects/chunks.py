@@ -101,6 +101,11 @@ class ChunkReader:
         self._identified = OneIdentity(identity)
         self._splitter = sse.Splitter()
 
+    def plain(self, data: bytes) -> bytes:
+        if self._splitter.pending or self.complete or not self._mended.begun:
+            return b""
+        return self._identified.plain_text(data)
+
     def feed(self, data: bytes) -> list[Frame]:
         frames: list[Frame] = []
         if self.complete:

@@ -119,6 +119,9 @@ class LineReader:
         self.usage: Usage | None = None
         self._splitter = ndjson.Splitter()
 
+    def plain(self, data: bytes) -> bytes:
+        return b""
+
     def feed(self, data: bytes) -> list[Frame]:
         frames: list[Frame] = []
         if self.complete:

@@ -124,6 +124,9 @@ class EventReader:
         whose type they do not know (clients.md §4)."""
         return _KEEP_ALIVE_EVENT if self._codex and self._next else b": keep-alive\n"
 
+    def plain(self, data: bytes) -> bytes:
+        return b""
+
     def feed(self, data: bytes) -> list[Frame]:
         frames: list[Frame] = []
         if self.complete:

@@ -19,20 +19,15 @@ class Splitter:
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
-        self._pending = bytearray()
-
-    @property
-    def rest(self) -> bytes:
-        """What came and is not a whole frame yet."""
-        return bytes(self._pending)
+        self.pending = bytearray()  # what came and is not a whole frame yet
 
     def feed(self, data: bytes) -> list[bytes]:
         """The frames made whole by `data`, byte-exact and with their ends. Raises FrameTooLong."""
         source: bytes | bytearray = data
-        searched = max(0, len(self._pending) - _OVERLAP)
-        if self._pending:
-            self._pending += data
-            source = self._pending
+        searched = max(0, len(self.pending) - _OVERLAP)
+        if self.pending:
+            self.pending += data
+            source = self.pending
         frames = []
         start = 0
         while end := self._end(source, start, searched):
@@ -42,10 +37,10 @@ class Splitter:
             start = searched = end
         if len(source) - start > self._limit:
             raise self._too_long()
-        if source is self._pending:
-            del self._pending[:start]
+        if source is self.pending:
+            del self.pending[:start]
         elif start < len(data):
-            self._pending += data[start:]
+            self.pending += data[start:]
         return frames
 
     def _end(self, source: bytes | bytearray, start: int, searched: int) -> int:

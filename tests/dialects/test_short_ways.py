@@ -77,11 +77,29 @@ def test_a_frame_is_the_same_by_the_short_way(stream: list[bytes], begun: bool) 
     assert list(read(short, stream)) == list(read(TheLongWay(), stream))
 
 
+@given(stream=st.lists(CHUNKS, max_size=8), cuts=st.lists(st.integers(0, 2000), max_size=4))
+def test_what_goes_on_at_a_glance_is_what_would_have_gone_on(stream: list[bytes], cuts: list[int]) -> None:
+    stream = [chunk({"role": "assistant", "content": "a"}), chunk({"content": "b"}), *stream]
+    short, long = ChunkReader("ours", show_usage=False), TheLongWay()
+    pieces = [b"data: " + payload + b"\n\n" for payload in stream]
+    whole = b"".join(pieces)
+    ends = sorted({*(cut % len(whole) for cut in cuts), len(whole)}) if cuts else []
+    for data in [whole[a:b] for a, b in zip([0, *ends], ends, strict=False)] or pieces:
+        frames = long.feed(data)
+        if plain := short.plain(data):
+            assert frames == [Frame(plain, content=True)]
+        else:
+            assert short.feed(data) == frames
+
+
 def test_the_short_way_is_taken_by_plain_text_once_the_answer_has_begun() -> None:
     reader = ChunkReader("ours", show_usage=False)
     list(read(reader, [chunk({"role": "assistant", "content": "a"}), chunk({"content": "b"})]))
     event = b"data: " + chunk({"content": " plain"}) + b"\n\n"
-    assert reader._identified.plain_text(event) == event.replace(b"chatcmpl-7", b"ours")
+    reader.feed(event[:9])
+    assert reader.plain(event) == b"", "the rest of another came first"
+    reader.feed(event[9:])
+    assert reader.plain(event) == event.replace(b"chatcmpl-7", b"ours")
 
 
 def answer(text: str, **message: object) -> bytes:

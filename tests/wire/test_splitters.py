@@ -37,8 +37,8 @@ def test_frames_do_not_depend_on_where_the_bytes_were_cut(
 
     assert fed(cut, stream, cuts) == frames
     assert fed(dripped, stream, list(range(len(stream)))) == frames
-    assert whole.rest == cut.rest == dripped.rest
-    assert b"".join(frames) + whole.rest == stream
+    assert whole.pending == cut.pending == dripped.pending
+    assert b"".join(frames) + whole.pending == stream
 
 
 @MAKERS
@@ -57,7 +57,7 @@ def test_whatever_comes_a_limit_is_passed_or_kept_wherever_it_was_cut(
         return
     assert fed(cut, stream, cuts) == fed(dripped, stream, list(range(len(stream)))) == frames
     assert all(len(frame) <= limit for frame in frames)
-    assert len(whole.rest) <= limit
+    assert len(whole.pending) <= limit
 
 
 @MAKERS
