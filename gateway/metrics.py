@@ -337,21 +337,22 @@ class Metrics:
             usage is not None, gaps > 0,
         )  # fmt: skip
         counted = self._counted.get(kind) or self._bound(kind, record, gaps)
-        for one in counted.ones:
+        ones, spread, wait, first, tokens, per_token = counted
+        for one in ones:
             one.value += 1
-        counted.duration.observe(duration)
-        if counted.wait is not None:
-            counted.wait.observe(record.waited)
-        if counted.first is not None and record.first_token is not None:
-            spread, overhead = counted.first
-            spread.observe(record.first_token)
+        spread.observe(duration)
+        if wait is not None:
+            wait.observe(record.waited)
+        if first is not None and record.first_token is not None:
+            first_token, overhead = first
+            first_token.observe(record.first_token)
             overhead.observe(max(0.0, duration - record.waited - record.upstream))
-        if counted.tokens is not None and usage is not None:
-            read, written = counted.tokens
+        if tokens is not None and usage is not None:
+            read, written = tokens
             read.value += usage.input
             written.value += usage.output
-        if counted.per_token is not None:
-            counted.per_token.observe(record.tokens_span / gaps)
+        if per_token is not None:
+            per_token.observe(record.tokens_span / gaps)
 
     def _bound(self, kind: tuple[object, ...], record: Record, gaps: int) -> _Counted:
         """What a request of this kind is counted on. Remembered, but where a family was full: that is counted anew."""

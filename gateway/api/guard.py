@@ -140,6 +140,11 @@ class Answered:
     `more` are headers known by now.
     """
 
+    __slots__ = (
+        "_client", "_config", "_noted", "_record", "_scope", "_send", "end", "more", "push", "room", "started", "watch",
+        "whole_body",
+    )  # fmt: skip
+
     def __init__(self, send: Send, scope: Scope, noted: Named, config: Config, *, closing: bool) -> None:
         self._send = send
         self._scope = scope

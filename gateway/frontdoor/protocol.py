@@ -266,7 +266,7 @@ class Protocol(asyncio.Protocol):
         method, version = self._parser.get_method(), self._parser.get_http_version()
         if problem := flaw(method, self._url, version, self._headers):
             self._raise(problem)
-        if not self._raw.startswith(b"%b %b HTTP/" % (method, self._url)):
+        if not self._raw.startswith(method + b" " + self._url + b" HTTP/"):
             self._raise(MalformedRequest("the request line is not a method, a target and HTTP/1.1, with single spaces"))
         self._raw = b""
         if self._parser.should_upgrade():
