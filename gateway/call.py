@@ -68,7 +68,7 @@ class Usage(NamedTuple):
     output: int
 
 
-class Frame(NamedTuple):
+class Frame(Struct, frozen=True, gc=False):
     """One SSE event or one NDJSON line. `raw` is what the client gets: the bytes that came, or b"" to hide it."""
 
     raw: bytes

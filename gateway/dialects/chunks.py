@@ -167,7 +167,7 @@ class ChunkReader:
                 return False
         if delta is None:
             return True
-        if not mended.begun or delta.tool_calls or (delta.role is not UNSET and repairs.ROLE_BEFORE not in event):
+        if not mended.begun or delta.tool_calls or (delta.role is not UNSET and event.find(repairs.ROLE_BEFORE) < 0):
             return False
         if delta.reasoning is None and delta.reasoning_content is None:
             return True

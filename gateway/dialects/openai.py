@@ -39,6 +39,7 @@ from gateway.wire import json, multipart
 
 MAX_INPUTS = 2048
 
+_NOTHING, _TOOLS, _VISION = frozenset[str](), frozenset({"tools"}), frozenset({"vision"})
 _NO_PARTS = b'"n'  # how a text begins, and null
 _PLAIN_FORMS = ("text", "srt", "vtt")
 
@@ -176,17 +177,17 @@ class Chat(_Operation):
 
     def read(self, body: bytes) -> Wish:
         asked, fields = self._form.read_both(body)
-        needs = {"tools"} if asked.tools else set[str]()
+        needs = _TOOLS if asked.tools else _NOTHING
         shown = [
             _shows_images(turn, place)
             for place, turn in enumerate(asked.messages)
             if memoryview(turn.content)[0] not in _NO_PARTS
         ]
         if any(shown):
-            needs.add("vision")
+            needs |= _VISION
         said = [("said", turn.content) for turn in opening(asked.messages)]
         conversation = conversation_named(fields) or conversation_begun(fields, ("tools",), said)
-        return _wish(asked, frozenset(needs), conversation)
+        return _wish(asked, needs, conversation)
 
 
 class Completions(_Operation):
@@ -203,7 +204,7 @@ class Completions(_Operation):
             raise InvalidCall("prompt must be one string: Ollama takes no lists", param="prompt")
         said = [("prompt", memoryview(asked.prompt)[:PROMPT_LENGTH])]
         conversation = conversation_named(fields) or conversation_begun(fields, (), said)
-        return _wish(asked, frozenset(), conversation, class_by_suffix(asked.suffix))
+        return _wish(asked, _NOTHING, conversation, class_by_suffix(asked.suffix))
 
 
 class Embeddings(_Operation):

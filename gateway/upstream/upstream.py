@@ -35,6 +35,7 @@ OURS = frozenset({b"host", b"content-length", b"transfer-encoding", b"accept-enc
 
 GLANCE = 0.01  # seconds for a last look at what has come: loops that run timers before they read see it by then
 
+_CR, _LF, _NUL = b"\r\n\0"  # numbers: bytes are looked for among bytes at ten times the cost (CPython)
 _UNSAFE_LINE = re.compile(rb"[\x00-\x20\x7f]")
 _WORDS = {  # of a connection that failed; `probe` adds the likely fix
     errno.ECONNREFUSED: "connection refused",
@@ -319,7 +320,7 @@ class Upstream:
     def _head(self, request: Request) -> bytes:
         lines = [*map(b": ".join, request.headers)]
         told = b"".join(lines)
-        if b"\r" in told or b"\n" in told or b"\0" in told:
+        if _CR in told or _LF in told or _NUL in told:
             raise ValueError("a header that would end its own line")
         if not OURS.isdisjoint([name.lower() for name, _ in request.headers]):
             raise ValueError("a header that is not the caller's to set")

@@ -13,7 +13,6 @@ from gateway.wire import splitter
 
 _BLANK_LINE = re.compile(rb"\r\n(?:\r\n|\n|\r(?=[^\n]))|\r\r|(?<!\r)\n[\n\r]")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
-_CR = 0x0D  # a number: before Python 3.12 to look for bytes within bytes costs thirty times as much
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -25,7 +24,7 @@ class Splitter(splitter.Splitter):
         self._only_lf = True  # until a CR was seen: then finding two LF is all there is to do
 
     def feed(self, data: bytes) -> list[bytes]:
-        if self._only_lf and _CR in data:
+        if self._only_lf and data.find(b"\r") >= 0:  # `in` costs ten times as much (CPython)
             self._only_lf = False
         if self._only_lf and not self.pending and 0 <= data.find(b"\n\n") == len(data) - 2 < self._limit - 1:
             return [data]  # just one event: how they usually come
@@ -45,7 +44,7 @@ class Splitter(splitter.Splitter):
 
 def data(event: bytes) -> bytes | None:
     """The payload of a whole event, its `data` lines joined by LF; None where it has none (a comment, a blank line)."""
-    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and _CR not in event:
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and event.find(b"\r") < 0:
         return event[6:-2]
     lines = [_value(line) for line in _LINE_END.split(event.removeprefix(_BOM)) if _is_data(line)]
     return b"\n".join(lines) if lines else None
