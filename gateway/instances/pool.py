@@ -18,7 +18,7 @@ from typing import Protocol
 from gateway.call import Candidate
 from gateway.config import Config
 from gateway.errors import CapacityError, DeadlineUnreachable, LineFull, LineTimeout, NoInstance, NotToldYet
-from gateway.instances.instance import Clock, Instance, Lease, LeaseState, Timer
+from gateway.instances.instance import HELD, Clock, Instance, Lease, Timer
 from gateway.instances.line import DemandView, Line, Order, Outlook, Ticket, Waiter, Want, Wants
 from gateway.instances.memory import Contents
 from gateway.instances.placement import Placement
@@ -300,7 +300,7 @@ class Pool:
         self._note(instance, now)
 
     def _changed(self, lease: Lease) -> None:
-        charge = self._charges.pop(lease, None) if lease.state is not LeaseState.HELD else None
+        charge = self._charges.pop(lease, None) if lease.state is not HELD else None
         if charge is None:
             self._turn(lease.instance)
             return
