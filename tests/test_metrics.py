@@ -253,34 +253,32 @@ def test_requests_of_one_kind_are_counted_on_what_was_bound_for_the_first_of_the
     assert counted["gateway_upstream_time_per_output_token_seconds_count"] == {("", "m"): 2}
 
 
-@given(
-    st.lists(
-        st.fixed_dictionaries(
-            {},
-            optional={
-                "operation": st.sampled_from(["chat", "embed"]),
-                "model": st.sampled_from(["", "m"]),
-                "instance": st.sampled_from(["alpha", "beta"]),
-                "status": st.sampled_from([200, 429, 499]),
-                "stream": st.booleans(),
-                "reason": st.sampled_from(["", "line_full", "client_cancelled", "stream_broken"]),
-                "cache": st.sampled_from(["", "hit"]),
-                "interrupted": st.booleans(),
-                "attempts": st.integers(0, 2),
-                "waited": st.sampled_from([0.0, 0.5]),
-                "first_token": st.sampled_from([None, 0.0, 0.25]),
-                "tokens_span": st.sampled_from([0.0, 2.0]),
-                "usage": st.sampled_from([None, Usage(0, 0), Usage(3, 1), Usage(3, 5)]),
-            },
-        ),
-        max_size=6,
-    )
-)
+FACTS: dict[str, list[Any]] = {
+    "operation": ["chat", "embed"],
+    "route": ["by-model", ""],
+    "model": ["", "m"],
+    "instance": ["alpha", "beta"],
+    "status": [200, 429],
+    "stream": [False, True],
+    "reason": ["", "line_full", "client_cancelled"],
+    "cache": ["", "hit"],
+    "interrupted": [False, True],
+    "attempts": [0, 1, 2],
+    "waited": [0.0, 0.5],
+    "first_token": [None, 0.0, 0.25],
+    "tokens_span": [0.0, 2.0],
+    "usage": [None, Usage(0, 0), Usage(3, 1), Usage(3, 5)],
+}
+ONE_FACT = st.sampled_from([{name: value} for name, values in FACTS.items() for value in values])
+
+
+@given(st.fixed_dictionaries({name: st.sampled_from(values) for name, values in FACTS.items()}), st.lists(ONE_FACT))
 def test_what_was_bound_for_one_request_counts_the_next_as_if_it_were_bound_for_that(
-    requests: list[dict[str, Any]],
+    usual: dict[str, Any], others: list[dict[str, Any]]
 ) -> None:
+    requests = [usual, *(usual | other for other in others)]
     remembers, forgets = Metrics("1"), Metrics("1")
-    for facts in [*requests, *requests]:
+    for facts in requests:
         forgets._counted.clear()
         for one in (remembers, forgets):
             one.finished(record(**facts), 1.0)
