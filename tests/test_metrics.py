@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
@@ -37,6 +39,12 @@ def changes(metrics: Metrics) -> dict[str, dict[tuple[str, ...], float]]:
             if family.name.startswith("gateway_") and sample.name.endswith(("_total", "_count")) and sample.value:
                 found.setdefault(sample.name, {})[tuple(sample.labels.values())] = sample.value
     return found
+
+
+def samples(metrics: Metrics) -> list[Any]:
+    """All that is counted of requests, series that are still 0 included."""
+    families = [one for one in vars(metrics).values() if isinstance(one, meters.Family)]
+    return [list(family.lines()) for family in families]
 
 
 def instance(name: str, **facts: Any) -> InstanceReading:
@@ -243,6 +251,38 @@ def test_requests_of_one_kind_are_counted_on_what_was_bound_for_the_first_of_the
     assert counted["gateway_request_errors_total"] == {("by-model", "stream_broken"): 1}
     assert counted["gateway_tokens_total"] == {("by-model", "m", "input"): 9, ("by-model", "m", "output"): 7}
     assert counted["gateway_upstream_time_per_output_token_seconds_count"] == {("", "m"): 2}
+
+
+FACTS: dict[str, list[Any]] = {
+    "operation": ["chat", "embed"],
+    "route": ["by-model", ""],
+    "model": ["", "m"],
+    "instance": ["alpha", "beta"],
+    "status": [200, 429],
+    "stream": [False, True],
+    "reason": ["", "line_full", "client_cancelled"],
+    "cache": ["", "hit"],
+    "interrupted": [False, True],
+    "attempts": [0, 1, 2],
+    "waited": [0.0, 0.5],
+    "first_token": [None, 0.0, 0.25],
+    "tokens_span": [0.0, 2.0],
+    "usage": [None, Usage(0, 0), Usage(3, 1), Usage(3, 5)],
+}
+ONE_FACT = st.sampled_from([{name: value} for name, values in FACTS.items() for value in values])
+
+
+@given(st.fixed_dictionaries({name: st.sampled_from(values) for name, values in FACTS.items()}), st.lists(ONE_FACT))
+def test_what_was_bound_for_one_request_counts_the_next_as_if_it_were_bound_for_that(
+    usual: dict[str, Any], others: list[dict[str, Any]]
+) -> None:
+    requests = [usual, *(usual | other for other in others)]
+    remembers, forgets = Metrics("1"), Metrics("1")
+    for facts in requests:
+        forgets._counted.clear()
+        for one in (remembers, forgets):
+            one.finished(record(**facts), 1.0)
+    assert samples(remembers) == samples(forgets)
 
 
 def test_each_request_beyond_a_cap_is_told_of(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:

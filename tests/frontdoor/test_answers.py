@@ -148,6 +148,8 @@ BROKEN: dict[str, Speak] = {
     "a body without a head": body_first,
     "a header that ends its line": saying(b"abc", headers=((b"x", b"a\r\ny: b"),)),
     "a name that ends its line": saying(b"abc", headers=((b"x: a\ny", b"b"),)),
+    "a return in a header": saying(b"abc", headers=((b"x", b"a\rb"),)),
+    "a line feed in a header": saying(b"abc", headers=((b"x", b"a\nb"),)),
     "a NUL in a header": saying(b"abc", headers=((b"x", b"a\0b"),)),
 }
 
