@@ -9,7 +9,6 @@ import asyncio
 import json
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
@@ -20,7 +19,6 @@ from prometheus_client.registry import Collector
 
 from gateway.metrics import Metrics
 from gateway.simulator import Behaviour, Simulator
-from tests.faults.test_bad_bodies_cost import watched
 from tests.faults.test_reload import until
 from tests.faults.test_shutdown import connected, fetched, said, words
 from tests.house import House, ask, request
@@ -62,21 +60,14 @@ def fill(metrics: Metrics) -> None:
         metrics.attempts("alpha", f"m{number}", "200").inc()
 
 
-def cost(house: House) -> float:
-    """Seconds of a processor that one rendering takes."""
-    began = time.thread_time()
-    house.engine.metrics.render(house.engine.reading())
-    return time.thread_time() - began
-
-
 @DOORS
 async def test_l8_fifty_scrapes_a_second_of_many_series_are_one_rendering_and_none_in_the_loop(
-    door: str, monkeypatch: pytest.MonkeyPatch
+    door: str,
 ) -> None:
     async with House({"alpha": Behaviour(parallel=8)}, {"server": {"ops_port": 0}}, warm=True) as house:
         assert house.server.side_door is not None
         fill(house.engine.metrics)
-        each, loop = cost(house), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         address = house.server.side_door.address if door == "ops_port" else house.address
         place = "http://{}:{}".format(*address)
         finished = asyncio.Event()
@@ -93,19 +84,18 @@ async def test_l8_fifty_scrapes_a_second_of_many_series_are_one_rendering_and_no
             assert (await fetched(place, "/metrics")).count(b"gateway_tokens_total{") >= SERIES
 
         calling = [asyncio.create_task(calls(), name=f"client {number}") for number in range(2)]
-        with renderings(house.engine.metrics) as seen, watched(monkeypatch) as steps:
+        with renderings(house.engine.metrics) as seen:
             began, scrapes = loop.time(), list[asyncio.Task[None]]()
             while len(seen.threads) < 3:
                 scrapes.append(asyncio.create_task(scrape(), name="scrape"))
                 await asyncio.sleep(PACE)  # the load itself: so many a second at most
             await asyncio.gather(*scrapes)
-            passed, longest = loop.time() - began, steps.longest  # not yet this step, in which garbage is collected
+            passed = loop.time() - began
         finished.set()
         assert min(await asyncio.gather(*calling)) > 3
         assert len(seen.threads) <= passed / WINDOW + 1
         assert len(scrapes) > 2 * len(seen.threads), "so few scrapes would be one rendering each"
         assert threading.main_thread() not in seen.threads
-        assert longest < each  # in the loop it would be a step of its own
 
 
 async def test_l8_a_gateway_that_was_stopped_beyond_a_limit_blames_nobody_and_serves_on(
