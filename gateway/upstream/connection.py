@@ -276,8 +276,7 @@ class Connection(asyncio.Protocol):
             return False
         if self._unsent or transport.get_write_buffer_size():
             return False
-        if self.paused:
-            self.resume()
+        self.resume()
         self.answer = self.on_changed = None
         self.idle_since = self.loop.time()
         return True

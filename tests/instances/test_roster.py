@@ -185,6 +185,15 @@ def test_one_that_took_the_place_of_another_has_nothing_of_it() -> None:
     assert (world.roster.homes("m:latest"), world.roster.homes("n:latest")) == (0, 0b1)
 
 
+def test_how_full_they_are_is_told_of_those_asked_for_alone() -> None:
+    world = World()
+    busy, idle = (world.add(an_instance(name)) for name in ("busy", "idle"))
+    world.lease(busy)
+    told = [(load, world.names(mask)) for load, mask in world.roster.levels(1 << busy.place)]
+    assert told == [(busy.load, {"busy"})]
+    assert idle.load < busy.load
+
+
 def test_asking_for_what_nobody_has_keeps_nothing() -> None:
     world = World()
     alpha = world.add(an_instance())

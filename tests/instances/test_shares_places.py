@@ -107,6 +107,14 @@ def test_a_place_forgets_those_who_are_not_ahead() -> None:
     assert len(turns._starts) <= shares.MAX_STARTS + 1
 
 
+def test_so_does_one_whose_callers_never_had_to_wait() -> None:
+    turns = Turns()
+    for number in range(3 * shares.MAX_STARTS):
+        turns.take(Caller(f"caller {number}"), 1.0)
+        turns.time += 2.0
+    assert len(turns._starts) <= shares.MAX_STARTS + 1
+
+
 def test_what_ends_late_is_no_reason_to_remember_one_who_was_forgotten() -> None:
     turns, away = Turns(), Caller("away")
     for caller in (away, *(Caller(f"caller {number}") for number in range(shares.MAX_STARTS))):
