@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from itertools import pairwise
@@ -11,20 +12,21 @@ from itertools import pairwise
 import pytest
 
 from gateway.frontdoor import Door
-from gateway.frontdoor.lobby import AT_A_TURN
+from gateway.frontdoor.lobby import AT_A_TURN, MOST
 from gateway.simulator import Behaviour
 from tests.house import House, Wire, ask, request
 
 CHAT = "/v1/chat/completions"
-CALL = request(CHAT, json.dumps(ask("hello")).encode())
+FIRST, SECOND = (request(CHAT, json.dumps(ask(f"say: {word}")).encode()) for word in ("first", "second"))
 MANY = 8 * AT_A_TURN
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection is quiet at once, and looked at often."""
+    """A connection is quiet at once, and looked at often; no turn of the loop counts as long."""
     monkeypatch.setattr("gateway.frontdoor.protocol.QUIET", 0.0)
     monkeypatch.setattr("gateway.frontdoor.door.LONGEST_LOOK", 0.02)
+    monkeypatch.setattr("gateway.frontdoor.lobby.TURN", math.inf)
 
 
 def door_of(house: House) -> Door:
@@ -37,7 +39,7 @@ def inside(house: House) -> int:
 
 
 async def asked(house: House, wire: Wire, times: int) -> None:
-    await wire.send(CALL)
+    await wire.send(SECOND)
     async with asyncio.timeout(10):
         while bytes(wire.seen).count(b'"finish_reason"') < times:
             wire.seen += await wire.reader.read(65536)
@@ -55,9 +57,11 @@ async def test_who_has_been_quiet_is_heard_and_answered_each_time() -> None:
 
 async def test_what_comes_ahead_of_an_answer_is_answered_after_it() -> None:
     async with House({"alpha": Behaviour(first_token=0.2)}) as house, house.wire() as wire:
-        await wire.send(CALL)
+        await wire.send(FIRST)
         await house.until(lambda: house.engine.pool.instances["alpha"].held == 1 and inside(house) == 1)
         await asked(house, wire, 2)
+        told = bytes(wire.seen)
+        assert 0 < told.find(b'"first"') < told.find(b'"second"')
 
 
 async def test_without_an_epoll_all_is_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,3 +112,18 @@ async def test_idle_connections_that_close_together_are_read_a_few_at_a_turn() -
         for wire in wires:
             wire.leave()
         assert max(await steps(lambda: len(door_of(house)))) <= AT_A_TURN
+
+
+async def test_where_turns_are_long_more_go_on_at_each_so_that_a_busy_gateway_takes_what_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.frontdoor.lobby.TURN", 1e-9)  # all are
+    many = AT_A_TURN + 3 * MOST
+    async with House({"alpha": Behaviour()}) as house, AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(house.wire()) for _ in range(many)]
+        await house.until(lambda: inside(house) == many)
+        for wire in wires:
+            wire.leave()
+        gone = [count for count in await steps(lambda: inside(house)) if count]
+        assert gone[0] == AT_A_TURN, "how long a gateway had nothing to do is no turn"
+        assert max(gone) == MOST
