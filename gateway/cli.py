@@ -269,7 +269,7 @@ def _settle() -> None:
 
     What a call leaves behind holds no circles, but what a probe does (httpx) has some: the young are looked at often,
     and few of them at a time: four thousand take three milliseconds. To look at all takes a fifth of a second while
-    ten thousand calls wait, so that is done after two million more that stayed.
+    ten thousand calls wait, so that is done after one and a half million more that stayed.
     """
     gc.collect()
     gc.freeze()

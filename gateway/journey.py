@@ -174,7 +174,7 @@ class Journey:
         """Make attempts at `work` until one succeeds or nothing is left to try. Raises GatewayError."""
         retry = self.setting.config.retry
         while True:
-            if not self.planned:
+            while not self.planned:
                 await self._told()
             with Attempt(await self._lease()) as attempt:
                 self._begin(attempt.lease)
@@ -200,12 +200,11 @@ class Journey:
                 await asyncio.sleep(pause)
 
     async def _told(self) -> None:
-        """Wait in line until it is known where the call may go."""
-        while not self.planned:
-            with suppress(NotToldYet):
-                await self._lease()  # nobody grants it anything: it is sent back when something was told
-            with suppress(NotToldYet):
-                self._go_by(self._draw(self.call))
+        """Wait in line until something was told of where the call may go."""
+        with suppress(NotToldYet):
+            await self._lease()  # nobody grants it anything: it is sent back
+        with suppress(NotToldYet):
+            self._go_by(self._draw(self.call))
 
     async def _lease(self) -> Lease:
         """A lease on a candidate, one not yet tried if there is any. Waits in line, at most `timeouts.line` in all."""

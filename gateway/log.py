@@ -22,6 +22,16 @@ from gateway.outlet import Handler, outlet_for
 
 MAX_TEXT = 256  # characters of any one value
 _LEVELS = ("debug", "info", "warning", "error", "critical")
+_TOLD = (
+    "route",
+    "task",
+    "asked",
+    "model",
+    "instance",
+    "attempts",
+    "stream",
+    "cache",
+)  # where there is any
 _BACKSLASH, _DELETE = ord("\\"), 0x7F
 _CONTROL = dict.fromkeys((*range(32), *range(127, 160), 0x2028, 0x2029, *range(0xD800, 0xE000)), " ")
 _LINE_ENDS = {char: f"\\u{char:04x}" for char in (0x85, 0x2028, 0x2029)}  # for some readers; JSON allows them
@@ -43,7 +53,7 @@ def configure(config: LogConfig, out: TextIO = sys.stderr) -> None:
     structlog.configure(
         processors=chain,
         logger_factory=lambda *_: ours,
-        wrapper_class=_logger_from(level),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=False,
     )
     handler = Handler(outlet)
@@ -54,11 +64,6 @@ def configure(config: LogConfig, out: TextIO = sys.stderr) -> None:
     root.setLevel(level)
     for noisy in ("httpx", "asyncio", "uvicorn"):  # what they have to say, we say in our own words
         logging.getLogger(noisy).setLevel(logging.WARNING)
-
-
-def _logger_from(level: int) -> type[structlog.typing.BindableLogger]:
-    ours = {"info": _info} if level <= logging.INFO else {}
-    return type("Logger", (structlog.make_filtering_bound_logger(level),), ours)
 
 
 def _for_people(out: TextIO) -> list[structlog.typing.Processor]:
@@ -82,9 +87,9 @@ def call_facts(record: Record, duration: float) -> dict[str, Any]:
         "status": record.status,
         "seconds": _rounded(duration),
     }
-    _tell_of_choice(facts, record)
-    if record.cache:
-        facts["cache"] = record.cache
+    for name in _TOLD:
+        if value := getattr(record, name):
+            facts[name] = value
     if record.substitution:
         facts["substituted"] = record.substitution
     if record.waited and (waited := _rounded(record.waited)):
@@ -104,24 +109,6 @@ def call_facts(record: Record, duration: float) -> dict[str, Any]:
 def _rounded(seconds: float) -> float:
     """To four digits. `round` writes the number out and reads it again."""
     return int(seconds * 10_000 + 0.5) / 10_000
-
-
-def _tell_of_choice(facts: dict[str, Any], record: Record) -> None:
-    """What was asked for, and who was asked."""
-    if record.route:
-        facts["route"] = record.route
-    if record.task:
-        facts["task"] = record.task
-    if record.asked:
-        facts["asked"] = record.asked
-    if record.model:
-        facts["model"] = record.model
-    if record.instance:
-        facts["instance"] = record.instance
-    if record.attempts:
-        facts["attempts"] = record.attempts
-    if record.stream:
-        facts["stream"] = True
 
 
 def _tame(_: Any, __: str, event: Facts) -> Facts:
@@ -165,17 +152,6 @@ def _json(logger: Any, level: str, event: Facts) -> str:
         pass  # there is something to tame
     text = _ENCODER.encode(_tame(logger, level, line)).decode()
     return text if text.isascii() else text.translate(_LINE_ENDS)
-
-
-def _info(self: Any, event: str, **facts: Any) -> None:
-    """As structlog's own, without the copies of the facts that it makes on the way: every call has its line."""
-    told: Any = {**self._context, **facts, "event": event}
-    try:
-        for process in self._processors:
-            told = process(self._logger, "info", told)
-    except structlog.DropEvent:
-        return
-    self._logger.info(told)
 
 
 _ENCODER = msgspec.json.Encoder(enc_hook=str)

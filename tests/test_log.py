@@ -120,24 +120,6 @@ def test_what_is_less_grave_than_the_level_is_not_written() -> None:
     assert [event["event"] for event in log.events] == ["loud"]
 
 
-@pytest.mark.parametrize("form", ["json", "text"])
-def test_the_short_way_of_an_event_tells_what_structlogs_own_would(form: str) -> None:
-    log = Log(io.StringIO(), format=form)
-    bound = log.log.bind(instance="alpha", attempts=1)
-    bound.info("call.done", attempts=2, event_of="x", error=ValueError("no"))
-    bound._proxy_to_logger("info", "call.done", attempts=2, event_of="x", error=ValueError("no"))
-    ours, theirs = (re.sub(r"\d\d:\d\d:\d\d(\.\d+)?", "", line) for line in log.text.splitlines())
-    assert ours == theirs
-
-
-def test_whoever_captures_events_has_those_of_the_short_way_too(lines: Log) -> None:
-    bound = lines.log.bind()
-    with structlog.testing.capture_logs() as events:
-        bound.info("call.done", status=200)
-    assert events == [{"event": "call.done", "log_level": "info", "status": 200}]
-    assert lines.text == ""
-
-
 @pytest.mark.parametrize("size", range(MAX_TEXT - 12, MAX_TEXT + 3))
 @pytest.mark.parametrize("name", ["asked", "a", "the_last_of_them"])
 def test_texts_near_the_longest_are_cut_just_there_wherever_they_stand(lines: Log, name: str, size: int) -> None:

@@ -49,7 +49,6 @@ class Guard:
 
     def _use(self, config: Config) -> None:
         self._used, self._keys, self._cors = config, Keys(config.auth), Cors(config.cors)
-        self._keyed = bool(self._keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -103,7 +102,7 @@ class Guard:
             raise UpgradeRefused("there are no WebSockets here: send a plain request")
         if b"origin" in noted:
             self._cors.admit(noted[b"origin"], noted.get(b"sec-fetch-site", b""))
-        if self._keyed and self._keys.needed(scope["method"], path):
+        if self._keys.needed(scope["method"], path):
             scope["gateway.caller"] = self._keys.owner(scope["headers"], scope.get("gateway.key", ""))
         return self._surface.find(path, scope, record)
 

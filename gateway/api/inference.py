@@ -155,8 +155,7 @@ def _call(
 ) -> Call:
     headers: Named = scope["gateway.headers"]
     model, alias_task = split_alias(wish.model)
-    told = alias_task or wish.task or b"x-task-type" in headers or "gateway.task" in scope or scope.get("query_string")
-    task, source = _task(scope, headers, alias_task, wish.task) if told else ("", "")
+    task, source = _task(scope, headers, alias_task, wish.task)
     return Call(
         request_id=record.request_id,
         operation=operation,

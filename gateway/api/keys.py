@@ -82,7 +82,7 @@ def client_address(scope: Scope, server: ServerConfig) -> str:
     """
     client = scope.get("client")
     address: str = client[0] if client else ""
-    if not (server.trusted_proxies and server.trusts(address)):
+    if not server.trusts(address):
         return address
     told = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
     for hop in map(str.strip, reversed(told.decode("latin-1").split(",")[-MAX_HOPS:])):

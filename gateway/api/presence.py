@@ -98,7 +98,7 @@ class Presence(Stay):
     """A block for a call's work: a client that leaves ends it, too. Raises ClientLeft then."""
 
     def __init__(self, client: Watched, crowd: Crowd) -> None:
-        self._crowd = crowd
+        super().__init__(crowd)
         self._client = client
 
     def __enter__(self) -> Self:

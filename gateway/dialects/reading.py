@@ -193,7 +193,7 @@ def conversation_begun(fields: Mapping[str, Raw], names: Sequence[str], said: Se
         return ""
     digest = blake2b(digest_size=12)
     for name in names:
-        digest.update(_told(name, fields[name]) if name in fields else b"%b 4\nnull" % name.encode())
+        digest.update(_told(name, fields.get(name, NULL)))
     for name, part in said:
         digest.update(_told(name, part))
     return digest.hexdigest()

@@ -121,8 +121,7 @@ class Cycle:
 
     def came(self, data: bytes) -> None:
         self.body += data
-        if self._waiter is not None:
-            self._wake()
+        self._wake()
 
     @property
     def full(self) -> bool:
@@ -132,8 +131,7 @@ class Cycle:
     def ended(self) -> None:
         """The whole body has come."""
         self.more_body = False
-        if self._waiter is not None:
-            self._wake()
+        self._wake()
 
     def left(self) -> None:
         self.gone = True
@@ -244,7 +242,7 @@ class Cycle:
                 fields += b"transfer-encoding: chunked\r\n"
         self._left = -1 if self._bodiless or length is None else length
         last = b"\r\n" if self.keep else b"connection: close\r\n\r\n"
-        self._head = b"".join((_STATUS.get(status) or status_line(status), self._wire.always(), fields, last))
+        self._head = b"".join((status_line(status), self._wire.always(), fields, last))
 
     def _send(self, data: bytes, *, more: bool) -> None:
         if not self.started or self.complete:
@@ -262,8 +260,7 @@ class Cycle:
             self._wire.write(head + data)
         if not more:
             self.complete = True
-            if self._waiter is not None:
-                self._wake()
+            self._wake()
             self._wire.finished(self)
 
     def _wake(self) -> None:
