@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Protocol as Shape
 
@@ -25,6 +26,12 @@ _EMPTY = (204, 304)
 
 def status_line(status: int) -> bytes:
     return _STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+@lru_cache(maxsize=4)
+def header_lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """Kept, as the date that every response carries is the same for a second."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 def _breaks_a_line(fields: bytes, lines: int) -> bool:

@@ -15,7 +15,6 @@ import re
 import socket
 from collections import deque
 from enum import Enum
-from functools import lru_cache
 from typing import cast
 from urllib.parse import unquote
 
@@ -25,22 +24,12 @@ from starlette.types import Scope
 from uvicorn.server import ServerState
 
 from gateway.api.presence import EXTENSION
-from gateway.api.routes import family
 from gateway.config import ServerConfig
-from gateway.dialects import render, status_headers
-from gateway.errors import (
-    CallError,
-    GatewayError,
-    HeadTooLarge,
-    MalformedRequest,
-    OutOfMemory,
-    RequestTimeout,
-    UnsupportedVersion,
-    WrongMethod,
-)
-from gateway.frontdoor.cycle import Cycle, Room, status_line
+from gateway.errors import CallError, GatewayError, HeadTooLarge, MalformedRequest, RequestTimeout
+from gateway.frontdoor.cycle import Cycle, Room, header_lines
 from gateway.frontdoor.door import Door
-from gateway.frontdoor.head import MAX_TARGET, METHODS, flaw
+from gateway.frontdoor.head import MAX_TARGET, flaw
+from gateway.frontdoor.refusal import problem_of, refusal
 
 MAX_HEAD = 32 * 1024  # bytes; clients need as much (clients.md §9 A 20)
 MAX_HEADERS = 100  # its trailers have as many
@@ -49,11 +38,9 @@ SLICE = 4 * 1024  # of a chunked body: fed at a time, so that what lies between 
 SOME_AHEAD = 16  # requests sent ahead of a response; then no more is read
 MAX_AHEAD = 1024  # the same of one read
 SLOW_AFTER = 10.0  # seconds a body may take before its rate counts
-MAX_METHOD = 1024  # bytes that are looked at to tell a method nobody knows from what is no HTTP
 QUIET = 0.25  # seconds without a byte, after which a connection waits in the lobby
 LINGER = 2.0  # seconds a client that was refused may go on sending, so that it comes to read why
 
-_REQUEST_LINE = re.compile(rb"[A-Za-z-]+ /[^ ]* HTTP/")
 _BLANK_LINE = b"\r\n\r\n"  # with one ends every head, and every chunked body
 _NEXT = re.compile(  # one that ends a line, and that a request follows, or nothing as yet
     rb"\r\n\r\n(?<![\r\n]\r\n\r\n)(?=[\r\n]*+(?:[^\r\n ]+ [^\r\n ]+ HTTP/|[^\r\n]*\Z))"
@@ -138,7 +125,7 @@ class Protocol(asyncio.Protocol):
             self.descriptor = raw.fileno()
         if problem := self._door.enter(self):
             self._door.refused(problem.reason)
-            self.write(_refusal(problem, b""))
+            self.write(refusal(problem, b""))
             self._linger()
             self._loop.call_later(LINGER, self.abort)  # the door does not look after it
 
@@ -178,7 +165,7 @@ class Protocol(asyncio.Protocol):
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
-            self._refuse(self._refusal or _problem(error, self._raw[:MAX_METHOD]))
+            self._refuse(self._refusal or problem_of(error, self._raw))
             return
         if (self._filling is not None or self._ahead) and self._brimful:
             self._pause()
@@ -343,7 +330,7 @@ class Protocol(asyncio.Protocol):
 
     def always(self) -> bytes:
         """The header lines of every response: the date, which uvicorn puts forward."""
-        return _lines(tuple(self._server.default_headers))
+        return header_lines(tuple(self._server.default_headers))
 
     def write(self, data: bytes) -> None:
         if self.transport is not None:
@@ -491,34 +478,7 @@ class Protocol(asyncio.Protocol):
             self._linger()
         else:
             url = self._url if self._reading is HEAD else b""  # else that of the one before
-            self._parting = _refusal(problem, url)
+            self._parting = refusal(problem, url)
             if cycle is None or cycle.complete:
                 self.write(self._parting)
                 self._linger()
-
-
-@lru_cache(maxsize=4)
-def _lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    return b"".join([b"%b: %b\r\n" % header for header in headers])
-
-
-def _refusal(problem: GatewayError, url: bytes) -> bytes:
-    """A whole response, for what no application has seen."""
-    body = render(family(url.partition(b"?")[0].decode("ascii", "replace")), problem, "")
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        *status_headers(problem),
-        (b"connection", b"close"),
-    ]
-    return status_line(problem.status) + _lines(tuple(headers)) + b"\r\n" + body
-
-
-def _problem(error: httptools.HttpParserError, data: bytes) -> GatewayError:
-    if isinstance(error.__context__, MemoryError):
-        return OutOfMemory()
-    if isinstance(error, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(data):
-        return WrongMethod(f"a method that is not spoken here: it takes {METHODS}", allow=METHODS)
-    if "HTTP version" in str(error):
-        return UnsupportedVersion("only HTTP/1.1 and HTTP/1.0 are spoken here")
-    return MalformedRequest("this is not a valid HTTP request")
