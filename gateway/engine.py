@@ -152,45 +152,35 @@ class Engine:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def reload(self) -> bool:
-        """Read the configuration anew and use it; False, with everything as it was, where it does not load."""
-        if self._source is None:
-            return False
-        try:
-            loaded = self._source.load()
-        except ConfigError as error:
-            return self._refuse(error)
-        return self._take(loaded)
+    async def reload(self) -> bool:
+        """Read the configuration anew and use it; False, with everything as it was, where it does not load.
 
-    async def reload_beside(self) -> bool:
-        """The same, read in a thread, so that no call waits for it. One at a time, so that the last one counts."""
+        It is read in a thread, so that no call waits for it; one at a time, so that the last one counts.
+        """
         if self._source is None:
             return False
         async with self._reloading:
             try:
                 loaded = await beside(self._source.load)
             except ConfigError as error:
-                return self._refuse(error)
-            return self._take(loaded)
+                self._refuse(error)
+                return False
+            self.reload_ok = True
+            if loaded.digest != self._loaded.digest:
+                self.apply(loaded)
+            return True
 
     def reload_soon(self) -> None:
         """The same, for a signal."""
-        reloading = asyncio.create_task(self.reload_beside(), name="reload")
+        reloading = asyncio.create_task(self.reload(), name="reload")
         self._leaving.add(reloading)
         reloading.add_done_callback(self._leaving.discard)
 
-    def _take(self, loaded: Loaded) -> bool:
-        self.reload_ok = True
-        if loaded.digest != self._loaded.digest:
-            self.apply(loaded)
-        return True
-
-    def _refuse(self, error: ConfigError) -> bool:
+    def _refuse(self, error: ConfigError) -> None:
         self.reload_ok = False
         log.error("config.refused", source=error.source, problems=len(error.problems), kept=self._loaded.digest)
         for problem in error.problems[:20]:
             log.error("config.problem", where=problem.where, line=problem.line, problem=problem.message)
-        return False
 
     def apply(self, loaded: Loaded) -> None:
         """Use another configuration from now on."""
@@ -393,7 +383,7 @@ class Engine:
             now = await beside(source.fingerprint)
             if now != seen:
                 seen = now
-                await self.reload_beside()
+                await self.reload()
 
     @staticmethod
     def _task(work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:

@@ -72,7 +72,7 @@ class Guard:
                 return
             entry = self._admit(path, scope, record, noted)
             in_flight = self._metrics.in_flight(entry.operation)
-            in_flight.value += 1
+            in_flight.inc()
             await entry.endpoint(scope, receive, answered)
         except ClientLeft:
             record.status, record.reason = CLIENT_LEFT, "client_cancelled"
@@ -86,7 +86,7 @@ class Guard:
             await self._refuse(answered, record, InternalError(_defect(error)))
         finally:
             if in_flight is not None:
-                in_flight.value -= 1
+                in_flight.dec()
             self._account(scope, record, now() - record.arrived)
 
     def _drawn(self) -> list[str]:

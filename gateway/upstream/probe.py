@@ -157,7 +157,7 @@ Models = TypeVar("Models", InstalledModel, LoadedModel)
 class Told(NamedTuple, Generic[Models]):
     """A list as it came, and what it says."""
 
-    body: bytes = b""
+    body: bytes | None = None  # until there was one
     models: tuple[Models, ...] = ()
 
 

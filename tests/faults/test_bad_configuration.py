@@ -88,11 +88,11 @@ def filed(house: House, path: Path) -> File:
     return file
 
 
-def refused(house: House, message: str, *, placed: bool = True) -> None:
+async def refused(house: House, message: str, *, placed: bool = True) -> None:
     """The next reload is refused for this reason and changes nothing."""
     house.lines.clear()
     before = house.engine.config, house.engine.loaded.digest
-    assert not house.engine.reload()
+    assert not await house.engine.reload()
     assert (house.engine.config, house.engine.loaded.digest) == before
     (said,) = (line for line in house.lines if line["event"] == "config.refused")
     told = [line for line in house.lines if line["event"] == "config.problem"]
@@ -106,14 +106,14 @@ def refused(house: House, message: str, *, placed: bool = True) -> None:
 async def test_a_file_that_is_wrong_is_refused_and_the_old_one_serves_on(tmp_path: Path) -> None:
     async with House({"alpha": Behaviour()}) as house:
         file = filed(house, tmp_path / "routes.yaml")
-        assert house.engine.reload()
+        assert await house.engine.reload()
         for name, (more, message) in ADDED.items():
             file.write(more)
-            refused(house, message, placed="megabyte" not in name)
+            await refused(house, message, placed="megabyte" not in name)
         assert (await house.chat()).status == 200
         assert "gateway_config_last_reload_successful 0.0" in (await house.get("/metrics")).body.decode()
         file.write("log: {level: warning}\n")
-        assert house.engine.reload()
+        assert await house.engine.reload()
         assert house.engine.config.log.level == "warning"
 
 
@@ -122,7 +122,7 @@ async def test_an_address_that_is_none_of_an_ollama_is_refused_and_shows_no_pass
     async with House({"alpha": Behaviour()}) as house:
         file = filed(house, tmp_path / "routes.yaml")
         file.write(f'  - {{name: beta, url: "{url}"}}\n')
-        refused(house, URLS[url])
+        await refused(house, URLS[url])
         assert list(house.engine.pool.instances) == ["alpha"]
 
 
@@ -130,19 +130,19 @@ async def test_a_file_that_is_gone_or_a_folder_is_refused(tmp_path: Path) -> Non
     async with House({"alpha": Behaviour()}) as house:
         file = filed(house, tmp_path / "routes.yaml")
         file.path.unlink()
-        refused(house, "cannot be read", placed=False)
+        await refused(house, "cannot be read", placed=False)
         file.path.mkdir()
-        refused(house, "cannot be read", placed=False)
+        await refused(house, "cannot be read", placed=False)
 
 
 async def test_calls_under_way_are_not_touched_by_any_of_it(tmp_path: Path) -> None:
     async with House({"alpha": Behaviour(parallel=4, per_second=200)}, warm=True) as house:
         file = filed(house, tmp_path / "routes.yaml")
-        assert house.engine.reload()
+        assert await house.engine.reload()
         calls = [asyncio.create_task(house.post("/v1/chat/completions", ask("x", stream=True))) for _ in range(4)]
         await house.simulator("alpha").until(lambda: house.simulator("alpha").busy == 4)
         for more, _ in ADDED.values():
             file.write(more)
-            assert not house.engine.reload()
+            assert not await house.engine.reload()
         replies = await asyncio.gather(*calls)
         assert all(reply.status == 200 and reply.events[-1] == "[DONE]" for reply in replies)

@@ -75,7 +75,7 @@ async def test_l5_a_thousand_reloads_under_load_affect_no_call_and_a_wrong_one_c
         for number in range(RELOADS):
             given.keys, given.broken = some_configuration(house, chance), chance.random() < 0.1
             kept = engine.config
-            assert engine.reload() is not given.broken
+            assert await engine.reload() is not given.broken
             assert (engine.config is kept) is given.broken
             refused += given.broken
             seen = len(replies)
@@ -92,7 +92,7 @@ async def test_l5_a_thousand_reloads_under_load_affect_no_call_and_a_wrong_one_c
         assert len(replies) > RELOADS // 4
         assert resident() - before < 32 * MEBI
         given.keys, given.broken = {}, False
-        assert engine.reload()
+        assert await engine.reload()
         await house.until(lambda: not engine._leaving)
         assert len(engine._attached) == len(engine.pool.instances) == 3
 
@@ -102,7 +102,7 @@ async def test_l5_a_configuration_that_does_not_load_is_refused_with_its_reason(
         given, before = reloadable(house), house.engine.config
         for broken, successful in ((True, "0.0"), (False, "1.0")):
             given.broken = broken
-            assert house.engine.reload() is not broken
+            assert await house.engine.reload() is not broken
             assert house.engine.config is before
             house.engine.metrics._scrapes._text_at = -10.0  # else the text of a moment ago is told
             exposition = (await house.get("/metrics")).body.decode()
@@ -132,7 +132,7 @@ async def test_l6_streams_of_an_instance_that_leaves_are_finished_and_then_its_s
             given.keys = {"instances": [beta], "routes": []}
             if way == "moved":
                 given.keys = {"instances": [{**beta, "name": "alpha"}, beta]}
-            assert house.engine.reload()
+            assert await house.engine.reload()
             assert alpha.busy == 4
             await house.until(lambda: all(map(known(house), house.engine.pool.instances)))
             for _ in range(4):

@@ -244,7 +244,7 @@ async def test_q6_a_limit_lowered_under_load_ends_no_call_and_is_kept_once_it_is
         calls = [asyncio.create_task(house.chat(str(number), stream=number % 2 == 0)) for number in range(28)]
         await house.until(lambda: alpha.busy == 4)
         given.keys = {"instances": with_limit(house, "alpha", 1)}
-        assert house.engine.reload()
+        assert await house.engine.reload()
         assert (instance.held, instance.limit) == (4, 1)
         await house.until(lambda: instance.in_use == 1)
         alpha.peak = 0
@@ -252,7 +252,7 @@ async def test_q6_a_limit_lowered_under_load_ends_no_call_and_is_kept_once_it_is
         await house.until(lambda: sum(call.done() for call in calls) >= done + 5)
         assert alpha.peak == 1
         given.keys = {"instances": with_limit(house, "alpha", 4)}
-        assert house.engine.reload()
+        assert await house.engine.reload()
         await house.until(lambda: alpha.busy == 4)
         assert {reply.status for reply in await asyncio.gather(*calls)} == {200}
         assert alpha.peak == 4

@@ -129,7 +129,7 @@ async def test_b3_a_thousand_slow_connections_of_each_kind_do_not_disturb_the_ot
         for stream in (True, False):
             assert (await one.chat("say: fine", stream=stream)).text == "fine"
         reloadable(one).keys = {"server": {"port": 0, "head_timeout": 0.1, "body_timeout": 0.1}}
-        assert one.engine.reload()
+        assert await one.engine.reload()
         for number, wire in enumerate(wires):
             answer = await wire.rest()
             assert answer[:13] == (b"HTTP/1.1 408 " if number % 3 else b"")

@@ -54,9 +54,9 @@ async def test_an_instance_that_is_added_is_asked_for_its_models_and_used() -> N
         given = reloadable(house)
         everything = with_limit(house, "", 4)
         given.keys = {"instances": everything[:1]}
-        assert house.engine.reload()
+        assert await house.engine.reload()
         given.keys = {"instances": everything}
-        assert house.engine.reload()
+        assert await house.engine.reload()
         await house.until(lambda: house.engine.catalog.has("beta", "llama3.1:8b"))
         seen = {(await house.chat(f"say: {number}")).instance for number in range(40)}
         assert seen == {"alpha", "beta"}
@@ -74,11 +74,11 @@ async def replaced(*new: str, **line: Any) -> AsyncIterator[House]:
     async with House(behaviours, QUICK | {"line": line}) as house:
         given = reloadable(house)
         given.keys = {"instances": with_limit(house, "", 4)[:1]}
-        assert house.engine.reload()
+        assert await house.engine.reload()
         for name in new:
             house.simulator(name).faults.arm("refuse", times=None)
         given.keys = {"instances": with_limit(house, "", 4)[1:]}
-        assert house.engine.reload()
+        assert await house.engine.reload()
         yield house
 
 
@@ -154,7 +154,7 @@ async def test_a_call_whose_instance_is_removed_in_the_moment_of_its_turn_is_tol
         given = reloadable(house)
         alpha, beta = with_limit(house, "alpha", 1)
         given.keys = {"instances": [alpha]}
-        assert house.engine.reload()
+        assert await house.engine.reload()
         house.simulator("alpha").faults.arm("hang_mid_stream", path="/v1", after=1)
         async with house.asking(ask("x", stream=True)) as holder:
             await holder.until(b"data: ")
@@ -163,7 +163,7 @@ async def test_a_call_whose_instance_is_removed_in_the_moment_of_its_turn_is_tol
             holder.leave()
             await house.until(lambda: house.engine.pool.depth == 0)
             given.keys = {"instances": [beta]}
-            assert house.engine.reload()
+            house.engine.apply(given.load())  # in this very turn of the loop
             assert (await waiting).json["error"]["code"] == "no_instance"
 
 
@@ -176,7 +176,7 @@ async def test_waiting_calls_keep_their_place_and_use_a_raised_limit() -> None:
             waiting = asyncio.create_task(house.chat(), name="waiting")
             await house.until(lambda: house.engine.pool.depth == 1)
             given.keys = {"instances": with_limit(house, "alpha", 2)}
-            assert house.engine.reload()
+            assert await house.engine.reload()
             assert (await waiting).status == 200
             holder.leave()
 

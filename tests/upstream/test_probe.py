@@ -240,6 +240,7 @@ async def test_not_being_told_what_is_loaded_is_no_failure(loaded: bytes) -> Non
     [
         (at_paths({}), BadAnswer),
         (at_paths({"/api/tags": body(b"{}")}), BadAnswer),
+        (at_paths({"/api/tags": body(b"")}), BadAnswer),
         (at_paths({"/api/tags": body(b'{"models":7}')}), BadAnswer),
         (at_paths({"/api/tags": body(b'{"models":[{"name":')}), BadAnswer),
         (at_paths({"/api/tags": body(b"\xff\xfe")}), BadAnswer),
